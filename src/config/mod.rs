@@ -1,0 +1,164 @@
+//! Settings: what an operator wrote, turned into what the switch may rely on.
+//!
+//! Owns the configuration file's format, every default and every range. It opens no device and no
+//! socket and resolves no user name: a value that passes here is well formed, and whether the
+//! machine can provide it shows when [`crate::control`] builds the switch.
+//!
+//! # Theory of operation
+//!
+//! Text becomes raw values that remember where they stood (`raw`), raw values become [`Settings`]
+//! (`validate`). Syntax and type errors end at the first one, because nothing behind it can be
+//! trusted; what well-formed values mean is checked to the end, so that an operator sees every
+//! mistake at once ([`ConfigErrors`]). Ports given on the command line take the same checks.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything an operator can set; validated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The threads that move frames.
+    pub workers: WorkerSettings,
+    /// The MAC table's size and ageing.
+    pub mac_table: MacTableSettings,
+    /// The ports in the order of the file: 1 to [`MAX_PORTS`], of which at most one is the uplink.
+    pub ports: Vec<PortSettings>,
+}
+
+/// The threads that move frames.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkerSettings {
+    /// Number of workers, 1 to [`MAX_WORKERS`].
+    pub count: usize,
+    /// What a worker does while there is nothing to do.
+    pub mode: PollMode,
+    /// The CPU of each worker, one per worker; empty when the workers aren't pinned.
+    pub cpus: Vec<usize>,
+}
+
+/// What a worker does while there is nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PollMode {
+    /// Polls while there is traffic and shortly after, then sleeps until a ring is kicked.
+    Adaptive,
+    /// Never sleeps: one CPU per worker, always.
+    Poll,
+}
+
+/// The MAC table (the filtering database of IEEE 802.1Q, section 8.8).
+#[derive(Debug, Clone, PartialEq)]
+pub struct MacTableSettings {
+    /// How long an entry stays after the address was last seen as a source, in whole seconds
+    /// (IEEE 802.1Q, table 8-6 recommends 300 s).
+    pub ageing: Duration,
+    /// Entries in the whole table.
+    pub capacity: usize,
+    /// Entries that one port may hold, the uplink excepted; at most `capacity`.
+    pub per_port: usize,
+}
+
+/// One port of the switch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PortSettings {
+    /// Unique name: 1 to 32 of `A-Z a-z 0-9 _ . -`.
+    pub name: String,
+    /// What is attached there.
+    pub kind: PortKind,
+    /// MAC addresses that this port may hold; `None` stands for the table's default, see
+    /// [`MacTableSettings::limit`].
+    pub mac_limit: Option<usize>,
+}
+
+/// What is attached to a port.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PortKind {
+    /// A guest's NIC over vhost-user.
+    VhostUser(VhostUserSettings),
+    /// A TAP device of this host.
+    Tap(TapSettings),
+}
+
+/// A guest's NIC over vhost-user.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VhostUserSettings {
+    /// The UNIX socket: absolute, unique among the ports, at most 107 bytes.
+    pub socket: PathBuf,
+    /// Who listens there.
+    pub role: SocketRole,
+    /// `user` or `user:group` as names or ids, resolved when the socket is made. Server only.
+    pub owner: Option<String>,
+    /// Permission bits of the socket, at most `0o777`. Server only.
+    pub mode: Option<u32>,
+    /// Queue pairs that the guest may use, 1 to [`MAX_QUEUE_PAIRS`].
+    pub queue_pairs: u16,
+    /// The MTU advertised to the guest (virtio 1.2, 5.1.4: `mtu`), in bytes without the Ethernet
+    /// header, 68 to 65535; `None` advertises none.
+    pub mtu: Option<u16>,
+}
+
+/// This process's part in setting up a vhost-user connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketRole {
+    /// This process listens; the VMM connects, and may do so again after it left.
+    Server,
+    /// The VMM listens; this process connects, and retries until it succeeds.
+    Client,
+}
+
+/// A TAP device of this host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TapSettings {
+    /// Unique interface name, at most 15 bytes.
+    pub device: String,
+    /// The interface's MTU in bytes, 68 to [`MAX_TAP_MTU`]; `None` leaves it as it is.
+    pub mtu: Option<u32>,
+    /// The bridge that the interface is made a port of.
+    pub bridge: Option<String>,
+    /// Whether this port leads to the rest of the network. At most one port does.
+    pub uplink: bool,
+}
+
+/// Ports in one switch.
+pub const MAX_PORTS: usize = 1024;
+/// Workers in one switch.
+pub const MAX_WORKERS: usize = 64;
+/// Queue pairs of one vhost-user port. vhost-user's ring index is a byte wide, and a frontend
+/// counts the rings of all pairs with it.
+pub const MAX_QUEUE_PAIRS: u16 = 64;
+/// The largest MTU of a TAP: Linux allows 65535 bytes less the 14 of the Ethernet header.
+pub const MAX_TAP_MTU: u32 = 65_535 - 14;
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self {
+            count: 1,
+            mode: PollMode::Adaptive,
+            cpus: Vec::new(),
+        }
+    }
+}
+
+impl Default for MacTableSettings {
+    fn default() -> Self {
+        Self {
+            ageing: Duration::from_secs(300),
+            capacity: 131_072,
+            per_port: 1024,
+        }
+    }
+}
+
+impl MacTableSettings {
+    /// The number of MAC addresses that `port` may hold.
+    ///
+    /// Without a limit of its own, the uplink may fill the table, because everything outside the
+    /// host is behind it; any other port gets `per_port`, so that a guest that invents addresses
+    /// can't push out the others' entries.
+    pub fn limit(&self, port: &PortSettings) -> usize {
+        let default = match &port.kind {
+            PortKind::Tap(tap) if tap.uplink => self.capacity,
+            PortKind::Tap(_) | PortKind::VhostUser(_) => self.per_port,
+        };
+        port.mac_limit.unwrap_or(default)
+    }
+}
