@@ -11,8 +11,28 @@
 //! trusted; what well-formed values mean is checked to the end, so that an operator sees every
 //! mistake at once ([`ConfigErrors`]). Ports given on the command line take the same checks.
 
-use std::path::PathBuf;
+mod ports;
+mod problem;
+mod raw;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use toml::Spanned;
+
+use problem::Source;
+pub use problem::{ConfigErrors, Position, Problem};
+use raw::{RawMacTable, RawPort, RawSettings, RawWorkers};
+
+/// The largest configuration file, in bytes; [`MAX_PORTS`] ports need a quarter of it.
+const MAX_FILE_SIZE: u64 = 1 << 20;
+/// The name of the uplink's port when the command line asks for one.
+const UPLINK_PORT: &str = "uplink";
 
 /// Everything an operator can set; validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +43,105 @@ pub struct Settings {
     pub mac_table: MacTableSettings,
     /// The ports in the order of the file: 1 to [`MAX_PORTS`], of which at most one is the uplink.
     pub ports: Vec<PortSettings>,
+}
+
+impl Settings {
+    /// Reads and checks the configuration file `path`.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, is no UTF-8 text or is larger than 1 MiB; otherwise as
+    /// [`Settings::from_toml`].
+    pub fn load(path: &Path) -> Result<Settings, ConfigErrors> {
+        let whole = |message: String| {
+            ConfigErrors::from(
+                Source::File {
+                    name: path,
+                    text: "",
+                }
+                .problem(None, &message),
+            )
+        };
+        let unreadable = |error| whole(format!("cannot read the configuration: {error}"));
+        let file = File::open(path).map_err(unreadable)?;
+        let mut bytes = Vec::new();
+        // One byte more than allowed tells a file that fits from one that does not.
+        file.take(MAX_FILE_SIZE + 1)
+            .read_to_end(&mut bytes)
+            .map_err(unreadable)?;
+        if bytes.len() as u64 > MAX_FILE_SIZE {
+            return Err(whole(format!(
+                "the file is too large; expected a configuration of at most {MAX_FILE_SIZE} bytes"
+            )));
+        }
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            whole(format!(
+                "the file is no text at byte {at}; expected TOML in UTF-8"
+            ))
+        })?;
+        Self::from_toml(&text, path)
+    }
+
+    /// Checks the configuration `text`, which errors call `file_name`.
+    ///
+    /// # Errors
+    ///
+    /// The first error of syntax or type; or, when there is none, every value that is out of
+    /// range, missing, or at odds with another.
+    pub fn from_toml(text: &str, file_name: &Path) -> Result<Settings, ConfigErrors> {
+        let source = Source::File {
+            name: file_name,
+            text,
+        };
+        let raw: RawSettings =
+            toml::from_str(text).map_err(|error| source.problem(error.span(), error.message()))?;
+        validate::validate(&raw, source)
+    }
+
+    /// Settings for `ports`, each a name and its socket, and for an uplink through the TAP device
+    /// `uplink`, whose port is called `uplink`. Everything else has its default.
+    ///
+    /// # Errors
+    ///
+    /// Every value that a file could not have either.
+    pub fn from_args(
+        ports: &[(String, PathBuf)],
+        uplink: Option<String>,
+    ) -> Result<Settings, ConfigErrors> {
+        let source = Source::Arguments;
+        // Spans are meaningless here; `Source::Arguments` never looks at one.
+        let mut raw = Vec::new();
+        for (name, socket) in ports {
+            let Some(socket) = socket.to_str() else {
+                let message = format!("socket {socket:?} is no UTF-8 text; expected a plain path");
+                return Err(source.problem(None, &message).into());
+            };
+            raw.push(RawPort {
+                name: Some(unplaced(name.clone())),
+                r#type: Some(unplaced("vhost-user".to_owned())),
+                socket: Some(unplaced(socket.to_owned())),
+                ..RawPort::default()
+            });
+        }
+        raw.extend(uplink.map(|device| RawPort {
+            name: Some(unplaced(UPLINK_PORT.to_owned())),
+            r#type: Some(unplaced("tap".to_owned())),
+            device: Some(unplaced(device)),
+            uplink: Some(unplaced(true)),
+            ..RawPort::default()
+        }));
+        let raw = RawSettings {
+            workers: RawWorkers::default(),
+            mac_table: RawMacTable::default(),
+            port: raw.into_iter().map(unplaced).collect(),
+        };
+        validate::validate(&raw, source)
+    }
+}
+
+fn unplaced<T>(value: T) -> Spanned<T> {
+    Spanned::new(0..0, value)
 }
 
 /// The threads that move frames.
