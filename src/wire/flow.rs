@@ -1,0 +1,1 @@
+//! A hash of a frame's flow.

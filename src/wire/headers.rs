@@ -1,0 +1,149 @@
+//! Where the IP and transport headers of a frame are.
+//!
+//! Owns the walk from the Ethernet header over VLAN tags, IPv4 options and IPv6 extension headers.
+//! Reads nothing beyond the slice it is given, and changes nothing.
+
+use super::ethernet::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, HEADER_LEN, VLAN_TAG_LEN,
+};
+
+/// IP protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+
+/// Bytes of an IPv4 header without options (RFC 791).
+pub const IPV4_LEN: usize = 20;
+/// Bytes of the fixed IPv6 header (RFC 8200).
+pub const IPV6_LEN: usize = 40;
+
+/// VLAN tags that are skipped: a customer's inside a service provider's (IEEE 802.1ad).
+const MAX_VLAN_TAGS: usize = 2;
+/// Extension headers that are followed. RFC 8200, section 4.1, knows seven in one packet, and
+/// each is to be there once (destination options twice).
+const MAX_EXTENSIONS: usize = 8;
+
+/// The network protocol of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L3 {
+    /// RFC 791.
+    Ipv4,
+    /// RFC 8200.
+    Ipv6,
+}
+
+/// Where the headers of an IP frame are. Offsets count from the frame's first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// The network protocol.
+    pub l3: L3,
+    /// Where its header starts; all of its fixed part lies within the parsed bytes.
+    pub l3_offset: usize,
+    /// The protocol that the IP header (or the last extension header) announces.
+    pub l4_protocol: u8,
+    /// Where what follows the IP header, its options and extension headers starts; it may be the
+    /// end of the parsed bytes.
+    pub l4_offset: usize,
+    /// Whether this is a fragment (IPv6: has a fragment header at all). All but a packet's first
+    /// fragment have no transport header at `l4_offset`.
+    pub fragment: bool,
+}
+
+/// Finds the headers of an IP frame in its first bytes, behind up to two VLAN tags.
+///
+/// `None` when it is not IP, when its IP header is malformed, or when the IP headers do not end
+/// within `head`. Lengths that IP announces for the packet are not looked at.
+pub fn parse(head: &[u8]) -> Option<Headers> {
+    let mut l3_offset = HEADER_LEN;
+    let mut ethertype = be16(head, l3_offset - 2)?;
+    for _ in 0..MAX_VLAN_TAGS {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        l3_offset += VLAN_TAG_LEN;
+        ethertype = be16(head, l3_offset - 2)?;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => parse_ipv4(head, l3_offset),
+        ETHERTYPE_IPV6 => parse_ipv6(head, l3_offset),
+        _ => None,
+    }
+}
+
+fn parse_ipv4(head: &[u8], l3_offset: usize) -> Option<Headers> {
+    let header: &[u8; IPV4_LEN] = head.get(l3_offset..)?.first_chunk()?;
+    let length = usize::from(header[0] & 0xf) * 4;
+    let l4_offset = l3_offset + length;
+    if header[0] >> 4 != 4 || length < IPV4_LEN || l4_offset > head.len() {
+        return None;
+    }
+    // More fragments, or an offset: the flag "don't fragment" and the reserved one are no matter.
+    let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    Some(Headers {
+        l3: L3::Ipv4,
+        l3_offset,
+        l4_protocol: header[9],
+        l4_offset,
+        fragment,
+    })
+}
+
+fn parse_ipv6(head: &[u8], l3_offset: usize) -> Option<Headers> {
+    let header: &[u8; IPV6_LEN] = head.get(l3_offset..)?.first_chunk()?;
+    if header[0] >> 4 != 6 {
+        return None;
+    }
+    let mut next = header[6];
+    let mut offset = l3_offset + IPV6_LEN;
+    for _ in 0..=MAX_EXTENSIONS {
+        let fragment = next == FRAGMENT;
+        let Some(length) = extension_len(next, head.get(offset..)?)? else {
+            return Some(Headers {
+                l3: L3::Ipv6,
+                l3_offset,
+                l4_protocol: next,
+                l4_offset: offset,
+                fragment: false,
+            });
+        };
+        next = *head.get(offset..offset + length)?.first()?;
+        offset += length;
+        // What follows is the middle of a packet perhaps, so no header is looked for in it.
+        if fragment {
+            return Some(Headers {
+                l3: L3::Ipv6,
+                l3_offset,
+                l4_protocol: next,
+                l4_offset: offset,
+                fragment,
+            });
+        }
+    }
+    None
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Bytes of the IPv6 extension header of type `kind` that starts `bytes`: `Some(None)` when `kind`
+/// is no extension header, `None` when its length lies beyond `bytes`.
+fn extension_len(kind: u8, bytes: &[u8]) -> Option<Option<usize>> {
+    let length_field = || bytes.get(1).map(|length| usize::from(*length));
+    Some(match kind {
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => Some((length_field()? + 1) * 8),
+        // RFC 4302 counts in 4-byte units.
+        AUTHENTICATION => Some((length_field()? + 2) * 4),
+        FRAGMENT => Some(8),
+        _ => None,
+    })
+}
+
+/// The big-endian number at `offset`.
+#[inline]
+fn be16(bytes: &[u8], offset: usize) -> Option<u16> {
+    let field: &[u8; 2] = bytes.get(offset..)?.first_chunk()?;
+    Some(u16::from_be_bytes(*field))
+}
