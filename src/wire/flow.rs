@@ -1,1 +1,175 @@
-//! A hash of a frame's flow.
+//! A hash of a frame's flow, to choose a queue by.
+//!
+//! Owns what a flow is: the 5-tuple of TCP and UDP; addresses and protocol of other IP packets and
+//! of fragments, which carry no ports but must stay with each other; the MAC addresses and the
+//! ethertype of the rest. Frames of one flow in one direction have one hash, so that they keep
+//! their order.
+//!
+//! It is no defence: a sender can choose flows that collide, and gains nothing but one busy queue
+//! at the receiver that it floods anyway.
+
+use super::ethernet;
+use super::headers::{self, Headers, L3, PROTOCOL_TCP, PROTOCOL_UDP};
+
+/// Odd, and without a pattern: 2^64 divided by the golden ratio.
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The hash of the flow of the frame whose first bytes are `head`; its low bits are as good as any.
+pub fn flow_hash(head: &[u8]) -> u32 {
+    match headers::parse(head) {
+        Some(headers) => ip_hash(head, &headers),
+        None => finish(mix_bytes(
+            0,
+            head.get(..ethernet::HEADER_LEN).unwrap_or(head),
+        )),
+    }
+}
+
+fn ip_hash(head: &[u8], headers: &Headers) -> u32 {
+    let addresses = match headers.l3 {
+        L3::Ipv4 => headers.l3_offset + 12..headers.l3_offset + headers::IPV4_LEN,
+        L3::Ipv6 => headers.l3_offset + 8..headers.l3_offset + headers::IPV6_LEN,
+    };
+    let hash = mix_bytes(0, head.get(addresses).unwrap_or_default());
+    let transport = matches!(headers.l4_protocol, PROTOCOL_TCP | PROTOCOL_UDP);
+    let mut last = u64::from(headers.l4_protocol) << 32;
+    if transport && !headers.fragment {
+        // Zero when the ports lie beyond the head.
+        let ports: Option<&[u8; 4]> = head.get(headers.l4_offset..).and_then(<[u8]>::first_chunk);
+        last |= ports.map_or(0, |ports| u64::from(u32::from_ne_bytes(*ports)));
+    }
+    finish(mix(hash, last))
+}
+
+/// Mixes in `bytes`, eight at a time; what is left over counts as followed by zeros.
+#[inline]
+fn mix_bytes(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.chunks(8).fold(hash, |hash, chunk| {
+        let mut word = [0; 8];
+        for (to, from) in word.iter_mut().zip(chunk) {
+            *to = *from;
+        }
+        mix(hash, u64::from_ne_bytes(word))
+    })
+}
+
+#[inline]
+fn mix(hash: u64, word: u64) -> u64 {
+    (hash ^ word).wrapping_mul(MULTIPLIER).rotate_left(29)
+}
+
+/// Spreads every input bit over the low half: a product carries upwards only.
+#[inline]
+fn finish(hash: u64) -> u32 {
+    let hash = (hash ^ (hash >> 32)).wrapping_mul(MULTIPLIER);
+    (hash ^ (hash >> 29)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Packet;
+    use super::*;
+
+    fn hash_with(packet: &Packet, changes: &[(usize, u8)]) -> u32 {
+        let mut frame = packet.build();
+        for (at, value) in changes {
+            frame[*at] = *value;
+        }
+        flow_hash(&frame)
+    }
+
+    #[test]
+    fn a_flow_is_its_five_tuple() {
+        for v6 in [false, true] {
+            let packet = Packet {
+                v6,
+                ..Packet::default()
+            };
+            let hash = hash_with(&packet, &[]);
+            // Payload, sequence number and MAC addresses are no part of it.
+            let other = Packet {
+                sequence: 1,
+                payload: vec![1; 9],
+                ..packet.clone()
+            };
+            assert_eq!(hash_with(&other, &[(0, 6), (11, 9)]), hash);
+            let other = Packet {
+                vlan_tags: 1,
+                ..packet.clone()
+            };
+            assert_eq!(hash_with(&other, &[]), hash);
+            // Each of the five is.
+            let l4 = packet.l4_offset();
+            let addresses = if v6 {
+                14 + 8..14 + 40
+            } else {
+                14 + 12..14 + 20
+            };
+            for at in addresses.chain(l4..l4 + 4) {
+                assert_ne!(hash_with(&packet, &[(at, 0x55)]), hash, "byte {at}");
+            }
+            let protocol = if v6 { 14 + 6 } else { 14 + 9 };
+            assert_ne!(hash_with(&packet, &[(protocol, PROTOCOL_UDP)]), hash);
+        }
+    }
+
+    #[test]
+    fn fragments_of_a_packet_stay_together() {
+        for v6 in [false, true] {
+            let packet = Packet {
+                v6,
+                tcp: false,
+                fragment: true,
+                ..Packet::default()
+            };
+            let ports = packet.l4_offset();
+            let hash = hash_with(&packet, &[]);
+            assert_eq!(
+                hash_with(&packet, &[(ports, 0xaa), (ports + 3, 0xbb)]),
+                hash
+            );
+            assert_ne!(
+                hash_with(
+                    &Packet {
+                        fragment: false,
+                        ..packet
+                    },
+                    &[]
+                ),
+                hash
+            );
+        }
+    }
+
+    #[test]
+    fn other_frames_are_told_apart_by_mac_addresses() {
+        let mut arp = [0; 60];
+        arp[12..14].copy_from_slice(&[8, 6]);
+        let hash = flow_hash(&arp);
+        for at in 0..12 {
+            let mut other = arp;
+            other[at] = 1;
+            assert_ne!(flow_hash(&other), hash);
+        }
+        arp[20] = 1;
+        assert_eq!(flow_hash(&arp), hash);
+        // Too short for anything, and not looked into.
+        assert_eq!(flow_hash(&[]), flow_hash(&[]));
+        flow_hash(&arp[..13]);
+    }
+
+    #[test]
+    fn low_bits_spread_flows_evenly() {
+        let packet = Packet::default();
+        let mut queues = [0; 8];
+        for port in 0..=255 {
+            let port_low = packet.l4_offset() + 1;
+            queues[hash_with(&packet, &[(port_low, port)]) as usize % 8] += 1;
+        }
+        // 32 each on average; the hash is fixed, so this is no matter of luck.
+        assert!(
+            queues.iter().all(|flows| (16..=48).contains(flows)),
+            "{queues:?}"
+        );
+    }
+}

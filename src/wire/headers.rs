@@ -147,3 +147,138 @@ fn be16(bytes: &[u8], offset: usize) -> Option<u16> {
     let field: &[u8; 2] = bytes.get(offset..)?.first_chunk()?;
     Some(u16::from_be_bytes(*field))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::Packet;
+    use super::*;
+
+    #[test]
+    fn offsets_are_found_behind_tags_and_options() {
+        for vlan_tags in 0..=2 {
+            for (v6, l3_options) in [(false, 0), (false, 12), (true, 0), (true, 22)] {
+                for tcp in [false, true] {
+                    for fragment in [false, true] {
+                        let packet = Packet {
+                            v6,
+                            tcp,
+                            vlan_tags,
+                            l3_options,
+                            fragment,
+                            ..Packet::default()
+                        };
+                        let expected = Headers {
+                            l3: if v6 { L3::Ipv6 } else { L3::Ipv4 },
+                            l3_offset: packet.l3_offset(),
+                            l4_protocol: if tcp { PROTOCOL_TCP } else { PROTOCOL_UDP },
+                            l4_offset: packet.l4_offset(),
+                            fragment,
+                        };
+                        let frame = packet.build();
+                        assert_eq!(parse(&frame), Some(expected));
+                        assert_eq!(parse(&frame[..packet.l4_offset()]), Some(expected));
+                        assert_eq!(parse(&frame[..packet.l4_offset() - 1]), None);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn later_fragments_are_fragments() {
+        let mut frame = Packet::default().build();
+        frame[14 + 7] = 1;
+        assert!(parse(&frame).unwrap().fragment);
+        // Don't fragment.
+        frame[14 + 6..14 + 8].copy_from_slice(&[0x40, 0]);
+        assert!(!parse(&frame).unwrap().fragment);
+    }
+
+    #[test]
+    fn what_is_not_ip_has_no_headers() {
+        let frame = Packet::default().build();
+        for (at, value) in [(13, 6), (14, 0x65), (14, 0x44)] {
+            let mut frame = frame.clone();
+            frame[at] = value;
+            assert_eq!(parse(&frame), None);
+        }
+        // A third tag.
+        let mut frame = Packet {
+            vlan_tags: 2,
+            ..Packet::default()
+        }
+        .build();
+        frame[20..22].copy_from_slice(&[0x81, 0]);
+        assert_eq!(parse(&frame), None);
+    }
+
+    #[test]
+    fn extension_headers_are_followed_so_far() {
+        let frame = |extensions: usize| {
+            let mut frame = Packet {
+                v6: true,
+                ..Packet::default()
+            }
+            .build();
+            frame.truncate(54);
+            frame[14 + 6] = DESTINATION_OPTIONS;
+            for i in 0..extensions {
+                let next = if i + 1 < extensions {
+                    DESTINATION_OPTIONS
+                } else {
+                    PROTOCOL_UDP
+                };
+                frame.extend([next, 0, 0, 0, 0, 0, 0, 0]);
+            }
+            frame
+        };
+        let found = parse(&frame(MAX_EXTENSIONS)).unwrap();
+        assert_eq!(
+            (found.l4_protocol, found.l4_offset),
+            (PROTOCOL_UDP, 54 + 8 * MAX_EXTENSIONS)
+        );
+        assert_eq!(parse(&frame(MAX_EXTENSIONS + 1)), None);
+    }
+
+    #[test]
+    fn an_authentication_header_counts_in_words() {
+        let mut frame = Packet {
+            v6: true,
+            ..Packet::default()
+        }
+        .build();
+        frame.truncate(54);
+        frame[14 + 6] = AUTHENTICATION;
+        frame.extend([PROTOCOL_TCP, 4]);
+        frame.extend([0; 22]);
+        let found = parse(&frame).unwrap();
+        assert_eq!(
+            (found.l4_protocol, found.l4_offset),
+            (PROTOCOL_TCP, 54 + 24)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_within_bounds(
+            mut head in prop::collection::vec(any::<u8>(), 0..200),
+            kind in 0..3,
+        ) {
+            // Two in three look like IP at first.
+            let start: [u8; 3] = match kind {
+                0 => [8, 0, 0x46],
+                1 => [0x86, 0xdd, 0x60],
+                _ => [0x81, 0, 0],
+            };
+            if let Some(bytes) = head.get_mut(12..15) {
+                bytes.copy_from_slice(&start);
+            }
+            if let Some(found) = parse(&head) {
+                prop_assert!(found.l3_offset < found.l4_offset && found.l4_offset <= head.len());
+            }
+            super::super::flow::flow_hash(&head);
+        }
+    }
+}

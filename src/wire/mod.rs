@@ -31,3 +31,6 @@ pub mod gso;
 pub mod headers;
 pub mod offload;
 pub mod vnet;
+
+#[cfg(test)]
+mod testing;

@@ -355,3 +355,6 @@ fn l4_header_len(head: &[u8], l4_offset: usize, tcp: bool) -> Result<usize, BadO
         Ok(length)
     }
 }
+
+#[cfg(test)]
+mod tests;
