@@ -23,6 +23,7 @@
 //! | [`offload`] | what a sender may ask for, what a receiver takes |
 //! | [`gso`] | segmentation and checksum completion |
 //! | [`flow`] | a hash of a frame's flow |
+//! | [`rarp`] | the announcement of a station that moved |
 
 pub mod checksum;
 pub mod ethernet;
@@ -30,6 +31,7 @@ pub mod flow;
 pub mod gso;
 pub mod headers;
 pub mod offload;
+pub mod rarp;
 pub mod vnet;
 
 #[cfg(test)]
