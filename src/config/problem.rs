@@ -148,13 +148,9 @@ impl fmt::Display for Problem {
 impl Position {
     /// The line with its number, and below it marks under the faulty part.
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let before = self.column - 1;
+        let before = self.column.saturating_sub(1);
         // Of a very long line, the part around the fault.
-        let skipped = if before < SHOWN_WIDTH / 2 {
-            0
-        } else {
-            before - SHOWN_WIDTH / 2
-        };
+        let skipped = before.saturating_sub(SHOWN_WIDTH / 2);
         let shown: String = self.text.chars().skip(skipped).take(SHOWN_WIDTH).collect();
         let indent = before - skipped;
         let width = self.width.min(SHOWN_WIDTH - indent);

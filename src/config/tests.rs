@@ -94,24 +94,54 @@ fn the_documented_example_parses_and_shows_the_defaults() {
     assert_eq!(uplink.kind, PortKind::Tap(tap));
 }
 
+const PAGE: &str = include_str!("../../docs/configuration.md");
+
 #[test]
 fn the_example_and_the_page_name_every_key() {
     let example = include_str!("../../docs/ringswitch.toml");
-    let page = include_str!("../../docs/configuration.md");
-    let error = bad1(&format!("{PORT}surplus = 1\n"));
-    let keys = error
-        .split("expected one of ")
-        .nth(1)
-        .expect("the keys are listed");
-    let keys: Vec<_> = keys.split(", ").map(|key| key.trim_matches('`')).collect();
-    assert_eq!(keys.len(), 12, "{keys:?}");
-    for key in keys {
-        assert!(
-            example.contains(&format!("\n{key} = ")),
-            "{key} in the example"
-        );
-        assert!(page.contains(&format!("`{key}`")), "{key} on the page");
+    for (table, count) in [("[workers]", 3), ("[mac-table]", 3), ("[[port]]", 12)] {
+        // The error about an unknown key lists the known ones.
+        let error = bad1(&format!("{table}\nsurplus = 1\n"));
+        let keys = error
+            .split("expected one of ")
+            .nth(1)
+            .expect("the keys are listed");
+        let keys: Vec<_> = keys.split(", ").map(|key| key.trim_matches('`')).collect();
+        assert_eq!(keys.len(), count, "{keys:?}");
+        for key in keys {
+            assert!(
+                example.contains(&format!("\n{key} = ")),
+                "{key} in the example"
+            );
+            assert!(
+                PAGE.contains(&format!("\n| `{key}` |")),
+                "{key} on the page"
+            );
+        }
     }
+}
+
+/// The fenced blocks of the page in `language`.
+fn page_blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    let blocks = PAGE.split(&fence).skip(1);
+    blocks
+        .map(|rest| rest.split("```").next().unwrap_or_default())
+        .collect()
+}
+
+#[test]
+fn the_examples_of_the_page_are_right() {
+    let blocks = page_blocks("toml");
+    assert_eq!(blocks.len(), 4);
+    for block in blocks {
+        let port = if block.contains("[[port]]") { "" } else { PORT };
+        good(&format!("{block}{port}"));
+    }
+    let text = "[[port]]\nname = \"vm1\"\ntype = \"vhost-user\"\nsocket = \"/a\"\n\n\
+                [[port]]\nname = \"vm1\"\ntype = \"vhost-user\"\nsocket = \"/b\"\nmtu = 70000\n";
+    let shown = parse(text).expect_err("two mistakes").to_string();
+    assert!(page_blocks("text")[0].contains(&shown), "{shown}");
 }
 
 #[test]
