@@ -1,1 +1,14 @@
-//! sys
+//! System calls as safe types. Nothing here knows of frames, rings or ports.
+//!
+//! One of the three modules that may hold `unsafe` (with `mem` and `ring`): every block is one
+//! system call or instruction whose arguments this module checked itself.
+
+pub mod clock;
+pub mod limits;
+mod netdev;
+pub mod poller;
+pub mod prefetch;
+pub mod signal;
+pub mod socket;
+pub mod tap;
+pub mod thread;

@@ -1,0 +1,1 @@
+//! Unix sockets: listening, connecting, passing descriptors.
