@@ -166,6 +166,7 @@ mod tests {
 
     use super::*;
 
+    const NONE: [u64; 0] = [];
     const LOOK: Option<Duration> = Some(Duration::ZERO);
     const LONG: Option<Duration> = Some(Duration::from_secs(10));
 
@@ -190,11 +191,11 @@ mod tests {
         let (poller, mut events, kick) =
             (Poller::new().unwrap(), Events::with_capacity(4), eventfd());
         poller.add(borrow(&kick), 7, Trigger::Edge).unwrap();
-        assert_eq!(look(&poller, &mut events), []);
+        assert_eq!(look(&poller, &mut events), NONE);
         for _ in 0..5 {
             kick.write(1).unwrap();
             assert_eq!(look(&poller, &mut events), [7]);
-            assert_eq!(look(&poller, &mut events), [], "one report a write");
+            assert_eq!(look(&poller, &mut events), NONE, "one report a write");
         }
         kick.write(1).unwrap();
         kick.write(1).unwrap();
@@ -204,7 +205,7 @@ mod tests {
             [7],
             "writes between two waits are one event"
         );
-        assert_eq!(look(&poller, &mut events), []);
+        assert_eq!(look(&poller, &mut events), NONE);
         assert_eq!(kick.read().unwrap(), 8, "the counter was never touched");
     }
 
@@ -215,7 +216,7 @@ mod tests {
         kick.write(1).unwrap();
         poller.add(borrow(&kick), 1, Trigger::Edge).unwrap();
         assert_eq!(look(&poller, &mut events), [1]);
-        assert_eq!(look(&poller, &mut events), []);
+        assert_eq!(look(&poller, &mut events), NONE);
     }
 
     #[test]
@@ -227,7 +228,7 @@ mod tests {
         assert_eq!(look(&poller, &mut events), [1]);
         assert_eq!(look(&poller, &mut events), [1]);
         kick.read().unwrap();
-        assert_eq!(look(&poller, &mut events), []);
+        assert_eq!(look(&poller, &mut events), NONE);
     }
 
     #[test]
@@ -238,7 +239,7 @@ mod tests {
         poller.add(borrow(&kick), 1, Trigger::Edge).unwrap();
         poller.remove(borrow(&kick)).unwrap();
         frontend.write(1).unwrap();
-        assert_eq!(look(&poller, &mut events), []);
+        assert_eq!(look(&poller, &mut events), NONE);
         poller.remove(borrow(&kick)).unwrap();
         poller.add(borrow(&kick), 2, Trigger::Edge).unwrap();
         assert_eq!(look(&poller, &mut events), [2], "may be added again");
@@ -257,7 +258,7 @@ mod tests {
         let mut seen: Vec<u64> = (0..4).flat_map(|_| look(&poller, &mut events)).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..10).collect::<Vec<u64>>());
-        assert_eq!(look(&poller, &mut events), []);
+        assert_eq!(look(&poller, &mut events), NONE);
     }
 
     #[test]
@@ -315,6 +316,6 @@ mod tests {
         assert_eq!(poller.wait(&mut events, None).unwrap(), 1);
         waker.wake();
         drop(waker);
-        assert_eq!(look(&poller, &mut events), []);
+        assert_eq!(look(&poller, &mut events), NONE);
     }
 }

@@ -1,14 +1,28 @@
-//! Hints to the processor's caches.
+//! Asking for cache lines before they are needed. A prefetch is a hint: it reads nothing, and never
+//! faults, whatever the address.
 
-/// Starts loading the cache line at the beginning of `target`, for a read soon. Only a hint.
-#[inline]
-pub fn prefetch_read<T>(target: &T) {
+/// Starts to bring the cache line at `address` in for reading.
+#[inline(always)]
+pub fn read<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    {
+    // SAFETY: a prefetch dereferences nothing and has no architectural effect.
+    unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: PREFETCHT0 is in every x86-64 processor and never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast()) }
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = target;
+    let _ = address;
+}
+
+/// Starts to bring the cache line at `address` in for writing: takes it away from the core that
+/// wrote it last.
+#[inline(always)]
+pub fn write<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above; CPUs without PREFETCHW treat it as a no-op.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }

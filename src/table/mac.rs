@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use parking_lot::Mutex;
 
-use crate::sys::prefetch::prefetch_read;
+use crate::sys::prefetch;
 
 /// Entries of a bucket: one cache line of 64-bit words.
 const BUCKET_LEN: usize = 8;
@@ -242,9 +242,9 @@ impl MacTable {
     #[inline]
     pub fn prefetch(&self, mac: u64) {
         let [first, second] = self.candidates(mac);
-        prefetch_read(&first.entries);
-        prefetch_read(&first.seen);
-        prefetch_read(&second.entries);
+        prefetch::read(&raw const first.entries);
+        prefetch::read(&raw const first.seen);
+        prefetch::read(&raw const second.entries);
     }
 
     /// Forgets all addresses of `port`; returns how many. Stop the port's ingress before, or a
