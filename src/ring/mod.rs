@@ -1,1 +1,42 @@
-//! ring
+//! Virtqueues, device side.
+//!
+//! A [`Ring`] is one virtqueue of one guest: what its frontend said of it, and, while it runs, a
+//! [`live`](Live) part with host pointers to the three areas of a split ring (virtio 1.2, 2.7).
+//! A worker takes a burst of frames from a transmit ring (`guest_tx`, [`Ring::receive`]) and
+//! puts frames into a receive ring (`guest_rx`, [`Ring::transmit`]).
+//!
+//! # Locks
+//!
+//! [`Queues`] holds the rings of a port, each behind its own lock. A worker *tries* the lock of
+//! a `guest_tx` ring, holds it for one burst, and takes the lock of one `guest_rx` ring of
+//! another port at a time, with a bounded wait. Control locks **all** rings of its own port,
+//! changes them and unlocks: no worker is then inside of that guest's memory, neither as source
+//! nor as destination. A worker never waits for a lock without bound, and control never holds
+//! the locks of two ports, so there is no cycle.
+//!
+//! # In order
+//!
+//! Buffers are completed strictly in the order in which they were made available, so one index
+//! ([`split::SplitRing::next`]) is both the next available and the next used entry. That is
+//! what VIRTIO_F_IN_ORDER promises, and what makes a position that a frontend hands over after
+//! a crash (`used.idx`) always right.
+
+pub mod feature;
+mod guest_rx;
+mod guest_tx;
+mod queues;
+mod split;
+mod vring;
+
+#[cfg(test)]
+mod driver;
+#[cfg(test)]
+mod tests;
+
+pub use guest_rx::{Receiver, RxFault};
+pub use guest_tx::TxBurst;
+pub use queues::{LinkState, QueueEvents, Queues};
+pub use vring::{Ring, RingAddress, RingError};
+
+/// Largest number of descriptors of one chain. QEMU's own limit (VIRTQUEUE_MAX_SIZE).
+const MAX_CHAIN: usize = 1024;

@@ -1,0 +1,303 @@
+//! Putting frames into a guest's receive ring: the single payload copy ends here.
+//!
+//! Receive buffers are looked at in advance ([`Ahead`]): their descriptors are read once, checked
+//! and translated, and the first lines are prefetched for writing, before the frames are copied.
+//! What was looked at but not used is forgotten when the ring stops or its memory changes;
+//! the ring's position only counts what was used.
+
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+
+use crate::mem::{DirtyLog, Tail, copy};
+use crate::sys::prefetch;
+use crate::wire::vnet::VnetHeader;
+
+use super::split::DESC_F_WRITE;
+use super::vring::Live;
+use super::{MAX_CHAIN, Ring};
+
+/// Buffers that are looked at in advance.
+const LOOK_AHEAD: usize = 64;
+/// The most buffers of one frame. Linux posts at least 1.5 KiB: 43 of them hold 64 KiB.
+const MAX_BUFFERS: usize = 256;
+/// Pieces that are kept of buffers ahead. One more chain may come on top.
+const MAX_PIECES: usize = 4096;
+
+/// Why a frame didn't fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RxFault {
+    /// No buffer is left: the guest is slower than its senders.
+    Full,
+    /// The posted buffers can't hold the frame, and never will.
+    TooSmall,
+}
+
+/// Contiguous writable guest memory.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    ptr: NonNull<u8>,
+    len: u32,
+    guest_addr: u64,
+}
+
+/// A receive buffer: one available chain.
+#[derive(Clone, Copy, Debug)]
+struct Buffer {
+    head: u16,
+    pieces: u16,
+    /// Room, bytes. Zero for a chain that breaks the rules: it is completed with length 0.
+    len: u32,
+}
+
+/// Receive buffers that were looked at and aren't used yet; the first is at the ring's position.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    buffers: VecDeque<Buffer>,
+    pieces: VecDeque<Piece>,
+}
+
+// SAFETY: the pieces lie in the memory map whose `Arc` is kept beside this value (`Live`), which
+// is shared memory; they are only accessed under the ring's lock.
+unsafe impl Send for Ahead {}
+
+/// A running receive ring, for the time of a burst.
+#[derive(Debug)]
+pub struct Receiver<'r> {
+    live: &'r mut Live,
+}
+
+impl Ring {
+    /// The ring as a place to put frames, or None when it doesn't run.
+    #[inline]
+    pub fn transmit(&mut self) -> Option<Receiver<'_>> {
+        if !self.is_running() {
+            return None;
+        }
+        let live = self.live.as_deref_mut()?;
+        // Nothing is to be done when the guest posts buffers: spare it the kicks.
+        if live.split.kicks_wanted {
+            live.split.suppress_kicks();
+        }
+        Some(Receiver { live })
+    }
+}
+
+impl Receiver<'_> {
+    /// Looks at the buffers for the next frames.
+    #[inline]
+    pub fn prepare(&mut self) {
+        self.live.look_ahead(LOOK_AHEAD);
+    }
+
+    /// Whether the guest has posted no buffer at all since the ring exists: its driver doesn't
+    /// use this queue.
+    pub fn is_untouched(&self) -> bool {
+        self.live.split.next == 0
+            && self.live.ahead.buffers.is_empty()
+            && matches!(self.live.split.available(0), Ok(0))
+    }
+
+    /// Copies one frame of `len` bytes, given as `head` and `tail`, into the next buffers.
+    /// Nothing is visible to the guest before [`Ring::finish_burst`].
+    ///
+    /// # Errors
+    ///
+    /// [`RxFault`]; no buffer is used then.
+    #[inline]
+    pub fn deliver(
+        &mut self,
+        mut vnet: VnetHeader,
+        len: u32,
+        head: &[u8],
+        tail: Tail<'_>,
+    ) -> Result<(), RxFault> {
+        let live = &mut *self.live;
+        let need = u64::from(len) + live.header as u64;
+        let count = live.gather(need)?;
+        vnet.num_buffers = count as u16;
+        let vnet = vnet.to_bytes();
+        let mut writer = Writer::new(&live.ahead.pieces, live.log.as_deref());
+        // SAFETY: both are local slices of at least these lengths (a header has 10 or 12 bytes),
+        // and a tail yields ranges that are readable while it is borrowed.
+        unsafe {
+            writer.write(vnet.as_ptr(), live.header);
+            writer.write(head.as_ptr(), head.len());
+            for (ptr, n) in tail.pieces() {
+                writer.write(ptr, n);
+            }
+        }
+        live.use_buffers(count, need);
+        Ok(())
+    }
+}
+
+impl Live {
+    /// Looks at more buffers until `target` of them are known, or there are no more.
+    #[inline]
+    fn look_ahead(&mut self, target: usize) {
+        let known = self.ahead.buffers.len();
+        if known >= target {
+            return;
+        }
+        // An impossible index shows in no buffers: the ring drops what is sent to it, and is
+        // counted as full, until its driver mends it.
+        let more = self.split.available(known as u16).unwrap_or(0);
+        let more = usize::from(more).min(target - known).min(LOOK_AHEAD);
+        let mut heads = [0u16; LOOK_AHEAD];
+        for (index, head) in heads.iter_mut().enumerate().take(more) {
+            *head = self.split.head((known + index) as u16);
+            self.split.prefetch_desc(*head);
+        }
+        for head in heads.iter().take(more) {
+            if self.ahead.pieces.len() >= MAX_PIECES {
+                break;
+            }
+            self.add_buffer(*head);
+        }
+    }
+
+    /// Reads one chain, checks and translates it.
+    #[inline]
+    fn add_buffer(&mut self, head: u16) {
+        let Self {
+            split, mem, ahead, ..
+        } = self;
+        let pieces = &mut ahead.pieces;
+        let begin = pieces.len();
+        let (mut len, mut hint) = (0u32, 0);
+        let walked = split.desc(head).is_some_and(|first| {
+            let buffer = |desc: &super::split::Desc| {
+                let (mut addr, mut left) = (desc.addr, desc.len);
+                if desc.flags & DESC_F_WRITE == 0 {
+                    return false;
+                }
+                while left > 0 {
+                    let Some((ptr, n)) = mem.translate(addr, left, &mut hint) else {
+                        return false;
+                    };
+                    if pieces.len() - begin >= MAX_CHAIN {
+                        return false;
+                    }
+                    prefetch::write(ptr.as_ptr());
+                    prefetch::write(ptr.as_ptr().wrapping_add(64));
+                    pieces.push_back(Piece {
+                        ptr,
+                        len: n,
+                        guest_addr: addr,
+                    });
+                    left -= n;
+                    len = len.saturating_add(n);
+                    addr = addr.saturating_add(u64::from(n));
+                }
+                true
+            };
+            split.walk(mem, first, buffer).is_ok()
+        });
+        if !walked {
+            pieces.truncate(begin);
+            len = 0;
+        }
+        let pieces = (pieces.len() - begin) as u16;
+        ahead.buffers.push_back(Buffer { head, pieces, len });
+    }
+
+    /// Finds how many of the next buffers hold `need` bytes.
+    #[inline]
+    fn gather(&mut self, need: u64) -> Result<usize, RxFault> {
+        let (mut count, mut room) = (0, 0u64);
+        loop {
+            let Some(buffer) = self.ahead.buffers.get(count).copied() else {
+                self.look_ahead(count + LOOK_AHEAD);
+                if self.ahead.buffers.len() <= count {
+                    return Err(RxFault::Full);
+                }
+                continue;
+            };
+            if count == 0 && buffer.len == 0 {
+                self.use_buffers(1, 0);
+                continue;
+            }
+            count += 1;
+            room += u64::from(buffer.len);
+            if room >= need {
+                return Ok(count);
+            }
+            if !self.mergeable || count >= MAX_BUFFERS {
+                return Err(RxFault::TooSmall);
+            }
+        }
+    }
+
+    /// Completes the next `count` buffers, which hold `bytes` bytes, and forgets them.
+    #[inline]
+    fn use_buffers(&mut self, count: usize, mut bytes: u64) {
+        for _ in 0..count {
+            let Some(buffer) = self.ahead.buffers.pop_front() else {
+                return;
+            };
+            let written = bytes.min(u64::from(buffer.len)) as u32;
+            bytes -= u64::from(written);
+            self.split.complete(buffer.head, written);
+            for _ in 0..buffer.pieces {
+                self.ahead.pieces.pop_front();
+            }
+        }
+    }
+}
+
+/// Writes bytes into consecutive pieces. There is room: `gather` counted it.
+struct Writer<'a> {
+    pieces: std::collections::vec_deque::Iter<'a, Piece>,
+    at: *mut u8,
+    left: usize,
+    guest_addr: u64,
+    log: Option<&'a DirtyLog>,
+}
+
+impl<'a> Writer<'a> {
+    #[inline]
+    fn new(pieces: &'a VecDeque<Piece>, log: Option<&'a DirtyLog>) -> Self {
+        let at = NonNull::dangling().as_ptr();
+        Self {
+            pieces: pieces.iter(),
+            at,
+            left: 0,
+            guest_addr: 0,
+            log,
+        }
+    }
+
+    /// Appends `len` bytes from `src`.
+    ///
+    /// # Safety
+    ///
+    /// `src` is readable for `len` bytes.
+    #[inline]
+    unsafe fn write(&mut self, mut src: *const u8, mut len: usize) {
+        while len > 0 {
+            if self.left == 0 {
+                let Some(piece) = self.pieces.next() else {
+                    return;
+                };
+                self.at = piece.ptr.as_ptr();
+                self.left = piece.len as usize;
+                self.guest_addr = piece.guest_addr;
+                continue;
+            }
+            let n = len.min(self.left);
+            // SAFETY: `at` has room for `left` bytes in a mapping that the ring's `Live` keeps;
+            // `src` is readable for `len` bytes by the caller's promise.
+            unsafe {
+                copy(src, self.at, n);
+                self.at = self.at.add(n);
+                src = src.add(n);
+            }
+            if let Some(log) = self.log {
+                log.mark(self.guest_addr, n as u64);
+                self.guest_addr = self.guest_addr.wrapping_add(n as u64);
+            }
+            self.left -= n;
+            len -= n;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Taking bursts of frames from a guest's transmit ring.
+//!
+//! A burst goes in phases over all its frames, because each phase waits for memory that the
+//! guest's core wrote last, and only overlapped waits are cheap: first all heads, then all first
+//! descriptors (and the prefetch of indirect tables), then all chains with the prefetch of their
+//! payload, and last all headers.
+
+use std::ops::Range;
+
+use crate::frame::{BURST, Frame, HEAD_LEN, MAX_FRAME, MIN_FRAME};
+use crate::mem::{MAX_FRAME_SEGMENTS, SegmentPool, Segments};
+use crate::sys::prefetch;
+use crate::wire::vnet::VnetHeader;
+
+use super::Ring;
+use super::split::{DESC_F_WRITE, Desc};
+use super::vring::Live;
+
+/// The most payload of one burst, bytes: bounds how long other rings wait.
+const BURST_BYTES: u64 = 256 * 1024;
+
+/// Frames that were taken from a ring and aren't completed yet. They lie in the guest's memory,
+/// and borrow the ring so that it can't change under them.
+#[derive(Debug)]
+pub struct TxBurst<'m> {
+    /// The good frames, in order, with head, length, tail and the guest's virtio-net header as it
+    /// was written (unchecked).
+    pub frames: &'m mut [Frame],
+    /// What the frames' tails index.
+    pub segments: Segments<'m>,
+    /// How many buffers were taken: good frames and bad ones.
+    pub taken: u16,
+    /// Buffers with chains that break the rules.
+    pub bad_chains: u16,
+    /// Buffers with frames that are too short or too long.
+    pub bad_lengths: u16,
+}
+
+/// Room for what is read of a burst's chains, reused.
+#[derive(Debug)]
+struct Chains {
+    first: [Option<Desc>; BURST],
+    segments: [Range<u32>; BURST],
+}
+
+impl Ring {
+    /// Takes up to [`BURST`] frames, but no more than `frames` has room for, and about 256 KiB.
+    ///
+    /// Returns None when there is nothing or the ring isn't running; a ring with an impossible
+    /// index is stopped and its frontend told. After the burst, [`Ring::complete_burst`] gives
+    /// the `taken` buffers back.
+    #[inline]
+    pub fn receive<'m>(
+        &'m mut self,
+        pool: &'m mut SegmentPool,
+        frames: &'m mut [Frame],
+    ) -> Option<TxBurst<'m>> {
+        if !self.is_running() {
+            return None;
+        }
+        let available = match self.live.as_ref()?.split.available(0) {
+            Ok(0) => return None,
+            Ok(n) => n,
+            Err(_) => {
+                self.fail();
+                return None;
+            }
+        };
+        let live = self.live.as_deref_mut()?;
+        let wanted = usize::from(available).min(BURST).min(frames.len());
+        let mut chains = Chains {
+            first: [None; BURST],
+            segments: std::array::from_fn(|_| 0..0),
+        };
+        live.read_first(wanted, &mut chains);
+        let live = &*live;
+        let mut segments = pool.guest(&live.mem);
+        let (taken, bad_chains) = live.walk_chains(wanted, &mut chains, &mut segments);
+        let (good, bad_lengths) = fetch_heads(
+            live.header,
+            &chains.segments[..taken],
+            &mut segments,
+            frames,
+        );
+        Some(TxBurst {
+            frames: frames.get_mut(..good)?,
+            segments,
+            taken: taken as u16,
+            bad_chains,
+            // A bad chain has no segments: it was counted as too short as well.
+            bad_lengths: bad_lengths.saturating_sub(bad_chains),
+        })
+    }
+
+    /// Completes the next `taken` buffers. [`Ring::finish_burst`] shows them to the guest.
+    #[inline]
+    pub fn complete_burst(&mut self, taken: u16) {
+        let Some(live) = &mut self.live else { return };
+        for head in live.heads.iter().take(usize::from(taken)) {
+            live.split.complete(*head, 0);
+        }
+    }
+}
+
+impl Live {
+    /// Reads the first descriptor of each of the next `count` chains.
+    #[inline]
+    fn read_first(&mut self, count: usize, chains: &mut Chains) {
+        for (ahead, head) in self.heads.iter_mut().enumerate().take(count) {
+            *head = self.split.head(ahead as u16);
+            self.split.prefetch_desc(*head);
+        }
+        for (first, head) in chains.first.iter_mut().zip(&self.heads).take(count) {
+            *first = self.split.desc(*head);
+            if let Some(desc) = first
+                && let Some((at, _)) = self.mem.translate(desc.addr, 1, &mut 0)
+            {
+                // Payload, or the table of an indirect chain.
+                prefetch::read(at.as_ptr());
+                prefetch::read(at.as_ptr().wrapping_add(64));
+            }
+        }
+    }
+
+    /// Walks the chains and lists their segments. Returns how many were taken (a burst ends when
+    /// it holds enough bytes or segments) and how many of them are bad; those have no segments.
+    #[inline]
+    fn walk_chains(
+        &self,
+        count: usize,
+        chains: &mut Chains,
+        segments: &mut Segments<'_>,
+    ) -> (usize, u16) {
+        let (mut bytes, mut bad, mut taken) = (0u64, 0u16, 0);
+        for (first, range) in chains.first.iter().zip(&mut chains.segments).take(count) {
+            if bytes >= BURST_BYTES || !segments.has_room() {
+                break;
+            }
+            taken += 1;
+            let begin = segments.end();
+            let limit = begin + MAX_FRAME_SEGMENTS as u32;
+            let walked = first.is_some_and(|first| {
+                self.split
+                    .walk(&self.mem, first, |desc| {
+                        bytes += u64::from(desc.len);
+                        desc.flags & DESC_F_WRITE == 0
+                            && segments.end() < limit
+                            && segments.push(desc.addr, desc.len)
+                    })
+                    .is_ok()
+            });
+            if !walked {
+                bad += 1;
+                segments.truncate(begin);
+            }
+            *range = begin..segments.end();
+        }
+        (taken, bad)
+    }
+}
+
+/// Fetches the virtio-net header and the head of each frame into `frames`, skipping those of
+/// impossible length. Returns the number of good frames and of skipped ones.
+#[inline]
+fn fetch_heads(
+    header: usize,
+    ranges: &[Range<u32>],
+    segments: &mut Segments<'_>,
+    frames: &mut [Frame],
+) -> (usize, u16) {
+    let (mut good, mut skipped) = (0, 0);
+    for range in ranges {
+        let total: u64 = segments.bytes(range.clone());
+        let len = total.saturating_sub(header as u64);
+        if len < u64::from(MIN_FRAME) || len > u64::from(MAX_FRAME) {
+            skipped += 1;
+            continue;
+        }
+        let Some(frame) = frames.get_mut(good) else {
+            break;
+        };
+        let mut vnet = [0u8; VnetHeader::LEN];
+        let mut tail = range.clone();
+        segments.take(&mut tail, &mut vnet[..header]);
+        frame.len = len as u32;
+        let head = (len as usize).min(HEAD_LEN);
+        segments.take(&mut tail, &mut frame.head_mut()[..head]);
+        frame.vnet = VnetHeader::from_bytes(&vnet);
+        frame.tail = tail;
+        good += 1;
+    }
+    (good, skipped)
+}

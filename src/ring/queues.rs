@@ -1,0 +1,74 @@
+//! The rings of a port, and what the workers are told of them.
+
+use std::os::fd::BorrowedFd;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::Ring;
+
+/// A ring in its own cache lines: workers on other cores write to its neighbours.
+#[repr(align(128))]
+#[derive(Debug, Default)]
+struct Cell(Mutex<Ring>);
+
+/// All rings of a port. Ring 2k is `guest_rx` k (the guest receives), ring 2k + 1 is `guest_tx` k.
+#[derive(Debug)]
+pub struct Queues {
+    cells: Box<[Cell]>,
+}
+
+impl Queues {
+    /// The rings of `pairs` queue pairs.
+    pub fn new(pairs: u16) -> Self {
+        Self {
+            cells: (0..usize::from(pairs) * 2)
+                .map(|_| Cell::default())
+                .collect(),
+        }
+    }
+
+    /// How many rings there are: two for each pair.
+    pub fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+
+    /// Locks every ring of the port, in order. For control: while the guards live, no worker is
+    /// inside of the guest's memory.
+    pub fn lock_all(&self) -> Vec<MutexGuard<'_, Ring>> {
+        self.cells.iter().map(|cell| cell.0.lock()).collect()
+    }
+
+    /// The lock of one ring. For workers: try it, or wait with a bound.
+    #[inline]
+    pub fn ring(&self, index: usize) -> Option<&Mutex<Ring>> {
+        self.cells.get(index).map(|cell| &cell.0)
+    }
+}
+
+/// What a frontend's messages mean for a port as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkState {
+    /// A frontend is connected.
+    pub connected: bool,
+    /// Negotiated virtio features.
+    pub features: u64,
+    /// One bit for each queue pair whose `guest_rx` ring is enabled.
+    pub receive_pairs: u64,
+}
+
+/// How the protocol side tells the data path of changes. Called without any ring's lock.
+pub trait QueueEvents: Send + Sync {
+    /// The kick descriptor of `ring` changed: watch this one, or none any more.
+    fn kick(&self, ring: usize, kick: Option<BorrowedFd<'_>>);
+    /// Look at this ring: it may have buffers that nobody will kick for.
+    fn changed(&self, ring: usize);
+    /// A frontend came or went, or features or enabled queues changed.
+    fn link(&self, state: &LinkState);
+    /// The frontend asks to announce this address after a migration (SEND_RARP).
+    fn announce(&self, mac: [u8; 6]);
+}

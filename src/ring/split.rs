@@ -1,0 +1,357 @@
+//! The split ring: descriptor table, available ring, used ring (virtio 1.2, section 2.7).
+//!
+//! Owns the pointers and the position; knows nothing about frames. The three areas are guest
+//! memory: each word is read once per use, through raw pointers, and nothing that is read is
+//! trusted. Who holds a `SplitRing` also holds the `Arc` of the memory map that its pointers lie
+//! in (see `vring`), and accesses it under the ring's lock.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
+
+use crate::mem::{DirtyLog, RegionMap};
+use crate::sys::prefetch;
+
+use super::vring::{RingAddress, RingError};
+use super::{MAX_CHAIN, feature};
+
+/// The descriptor continues in `next`.
+const DESC_F_NEXT: u16 = 1;
+/// The buffer is for the device to write.
+pub const DESC_F_WRITE: u16 = 2;
+/// The buffer holds a table of descriptors.
+const DESC_F_INDIRECT: u16 = 4;
+/// In `avail.flags`: the driver needs no interrupt.
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// In `used.flags`: the device needs no kick.
+const USED_F_NO_NOTIFY: u16 = 1;
+/// Bytes of a descriptor.
+const DESC_SIZE: usize = 16;
+/// Bytes of a used entry.
+const USED_SIZE: usize = 8;
+/// Bytes before the entries of the available and the used ring: `flags` and `idx`.
+const RING_HEADER: usize = 4;
+
+/// A descriptor, as it was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Desc {
+    /// Guest physical address.
+    pub addr: u64,
+    /// Length, bytes.
+    pub len: u32,
+    /// DESC_F_*.
+    pub flags: u16,
+    /// Index of the chain's next descriptor, with DESC_F_NEXT.
+    pub next: u16,
+}
+
+/// A chain that breaks the rules of section 2.7.5, or holds memory that the guest doesn't have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadChain;
+
+/// The available index jumped by more than the ring's size: its content can't be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadIndex;
+
+/// A running split ring.
+#[derive(Debug)]
+pub struct SplitRing {
+    size: u16,
+    desc: NonNull<u8>,
+    avail: NonNull<u8>,
+    used: NonNull<u8>,
+    /// Guest address of the used ring in the dirty log.
+    used_log: Option<u64>,
+    /// The next entry to take and, as completion is in order, the next to complete.
+    pub next: u16,
+    /// The value of `used.idx` in guest memory.
+    published: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// Whether the driver was asked to kick.
+    pub kicks_wanted: bool,
+    /// No notification decision was made yet: the next one is "yes".
+    never_notified: bool,
+}
+
+// SAFETY: the pointers lie in shared memory that is only accessed through raw pointers, under
+// the lock of the ring that owns this value.
+unsafe impl Send for SplitRing {}
+
+impl SplitRing {
+    /// Locates a ring of `size` entries. The position is `used.idx`: buffers are completed in
+    /// order, so that is where any previous device stopped, even one that was killed.
+    pub fn locate(
+        mem: &RegionMap,
+        size: u16,
+        address: &RingAddress,
+        features: u64,
+    ) -> Result<Self, RingError> {
+        let n = u64::from(size);
+        let find = |what, addr, len, align| {
+            mem.translate_user(addr, len, align)
+                .ok_or(RingError::Address { what, addr })
+        };
+        // Each ring is followed by one word for the event index.
+        let (desc, _) = find("descriptor table", address.desc, n * 16, 16)?;
+        let (avail, _) = find("available ring", address.avail, 6 + 2 * n, 2)?;
+        let (used, used_guest) = find("used ring", address.used, 6 + 8 * n, 4)?;
+        let mut ring = Self {
+            size,
+            desc,
+            avail,
+            used,
+            used_log: address.log_guest_addr.or(Some(used_guest)),
+            next: 0,
+            published: 0,
+            event_idx: features & feature::EVENT_IDX != 0,
+            indirect: features & feature::INDIRECT_DESC != 0,
+            kicks_wanted: true,
+            never_notified: true,
+        };
+        // SAFETY: the used ring's header was located above.
+        let used_idx = unsafe { ring.used.add(2).cast::<u16>().read_volatile() };
+        ring.next = u16::from_le(used_idx);
+        ring.published = ring.next;
+        Ok(ring)
+    }
+
+    #[inline]
+    fn mask(&self) -> u16 {
+        self.size - 1
+    }
+
+    /// How many entries the driver made available beyond the first `taken` ones.
+    #[inline]
+    pub fn available(&self, taken: u16) -> Result<u16, BadIndex> {
+        // SAFETY: the available ring's header was located, and is 2-byte aligned.
+        let idx = u16::from_le(unsafe { self.avail.add(2).cast::<u16>().read_volatile() });
+        // The entries and descriptors are read after the index (section 2.7.13.3).
+        fence(Ordering::Acquire);
+        let pending = idx.wrapping_sub(self.next);
+        if pending > self.size {
+            return Err(BadIndex);
+        }
+        Ok(pending.saturating_sub(taken))
+    }
+
+    /// The head of the `ahead`th available entry that isn't taken yet. May be out of range.
+    #[inline]
+    pub fn head(&self, ahead: u16) -> u16 {
+        let slot = self.next.wrapping_add(ahead) & self.mask();
+        let offset = RING_HEADER + 2 * usize::from(slot);
+        // SAFETY: slot < size, and the whole ring was located.
+        u16::from_le(unsafe { self.avail.add(offset).cast::<u16>().read_volatile() })
+    }
+
+    /// Prefetches a head's descriptor.
+    #[inline]
+    pub fn prefetch_desc(&self, head: u16) {
+        let offset = DESC_SIZE * usize::from(head & self.mask());
+        prefetch::read(self.desc.as_ptr().wrapping_add(offset));
+    }
+
+    /// Reads descriptor `index` of the table, or None when it is out of range.
+    #[inline]
+    pub fn desc(&self, index: u16) -> Option<Desc> {
+        if index >= self.size {
+            return None;
+        }
+        // SAFETY: index < size, the table was located and is 16-byte aligned.
+        Some(unsafe { read_desc(self.desc.as_ptr().add(DESC_SIZE * usize::from(index))) })
+    }
+
+    /// Walks the chain that begins with `first` (the descriptor of its head) and gives each
+    /// buffer to `buffer`, which says false to a buffer that it can't take.
+    #[inline]
+    pub fn walk(
+        &self,
+        mem: &RegionMap,
+        first: Desc,
+        mut buffer: impl FnMut(&Desc) -> bool,
+    ) -> Result<(), BadChain> {
+        let mut desc = first;
+        // A chain is at most as long as the ring: a longer one has a loop.
+        for _ in 0..usize::from(self.size).min(MAX_CHAIN) {
+            if desc.flags & DESC_F_INDIRECT != 0 {
+                // Section 2.7.5.3.1: never together with NEXT. It ends the chain.
+                if !self.indirect || desc.flags & DESC_F_NEXT != 0 {
+                    return Err(BadChain);
+                }
+                return walk_indirect(mem, &desc, buffer);
+            }
+            if !buffer(&desc) {
+                return Err(BadChain);
+            }
+            if desc.flags & DESC_F_NEXT == 0 {
+                return Ok(());
+            }
+            desc = self.desc(desc.next).ok_or(BadChain)?;
+        }
+        Err(BadChain)
+    }
+
+    /// Writes the next used entry, without publishing it, and advances.
+    #[inline]
+    pub fn complete(&mut self, head: u16, written: u32) {
+        let slot = self.next & self.mask();
+        let offset = RING_HEADER + USED_SIZE * usize::from(slot);
+        let entry = (u64::from(written) << 32 | u64::from(head)).to_le();
+        // SAFETY: slot < size, and the whole ring was located. Entries are 4-byte aligned.
+        unsafe { self.used.add(offset).cast::<u64>().write_unaligned(entry) };
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// Shows the completed entries to the driver: one store for all of them. Returns whether
+    /// there were any.
+    #[inline]
+    pub fn publish(&mut self, log: Option<&DirtyLog>) -> bool {
+        if self.published == self.next {
+            return false;
+        }
+        if let Some((log, base)) = log.zip(self.used_log) {
+            self.mark_used(log, base);
+        }
+        // The entries, and the buffers behind them, are seen before the index.
+        fence(Ordering::Release);
+        // SAFETY: the used ring's header was located, and is 4-byte aligned.
+        unsafe {
+            self.used
+                .add(2)
+                .cast::<u16>()
+                .write_volatile(self.next.to_le())
+        };
+        true
+    }
+
+    /// Marks the used entries that are about to be published, and the index.
+    #[cold]
+    fn mark_used(&self, log: &DirtyLog, base: u64) {
+        let mut at = self.published;
+        while at != self.next {
+            let slot = u64::from(at & self.mask());
+            log.mark(
+                base.saturating_add(RING_HEADER as u64 + USED_SIZE as u64 * slot),
+                8,
+            );
+            at = at.wrapping_add(1);
+        }
+        log.mark(base, RING_HEADER as u64);
+    }
+
+    /// Whether the driver wants to be called for what was published since the last call of this
+    /// function. The caller has executed a full fence since [`Self::publish`].
+    #[inline]
+    pub fn needs_call(&mut self) -> bool {
+        let (old, new) = (self.published, self.next);
+        self.published = new;
+        if old == new {
+            return false;
+        }
+        let first = std::mem::take(&mut self.never_notified);
+        if self.event_idx {
+            let offset = RING_HEADER + 2 * usize::from(self.size);
+            // SAFETY: `used_event` is the word behind the available ring; it was located.
+            let event = unsafe { self.avail.add(offset).cast::<u16>().read_volatile() };
+            let event = u16::from_le(event);
+            // Section 2.7.10: is `event` among the entries old..new?
+            first || new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            // SAFETY: the available ring's header was located.
+            let flags = u16::from_le(unsafe { self.avail.cast::<u16>().read_volatile() });
+            flags & AVAIL_F_NO_INTERRUPT == 0
+        }
+    }
+
+    /// Asks the driver not to kick: for a ring that is polled or needs no attention.
+    pub fn suppress_kicks(&mut self) {
+        self.kicks_wanted = false;
+        if !self.event_idx {
+            self.write_used_flags(USED_F_NO_NOTIFY);
+        }
+        // With EVENT_IDX the old `avail_event` stays: one stray kick in 65,536 buffers.
+    }
+
+    /// Asks the driver to kick for the next buffer. The caller looks at the ring once more
+    /// after it: a buffer that came before this call brings no kick.
+    pub fn request_kicks(&mut self) {
+        self.kicks_wanted = true;
+        if self.event_idx {
+            let offset = RING_HEADER + USED_SIZE * usize::from(self.size);
+            // SAFETY: `avail_event` is the word behind the used ring; it was located.
+            unsafe {
+                self.used
+                    .add(offset)
+                    .cast::<u16>()
+                    .write_volatile(self.next.to_le())
+            };
+        } else {
+            self.write_used_flags(0);
+        }
+        // The request is seen before the index is read again (section 2.7.13.4.1).
+        fence(Ordering::SeqCst);
+    }
+
+    fn write_used_flags(&mut self, flags: u16) {
+        // SAFETY: the used ring's header was located, and is 4-byte aligned.
+        unsafe { self.used.cast::<u16>().write_volatile(flags.to_le()) };
+    }
+}
+
+/// Reads a descriptor once.
+///
+/// # Safety
+///
+/// `at` is readable for 16 bytes and 8-byte aligned.
+#[inline]
+unsafe fn read_desc(at: *const u8) -> Desc {
+    // SAFETY: the caller's promise.
+    let (addr, rest) = unsafe {
+        let words = at.cast::<u64>();
+        (
+            u64::from_le(words.read_volatile()),
+            u64::from_le(words.add(1).read_volatile()),
+        )
+    };
+    Desc {
+        addr,
+        len: rest as u32,
+        flags: (rest >> 32) as u16,
+        next: (rest >> 48) as u16,
+    }
+}
+
+/// Walks the table of an indirect descriptor (section 2.7.5.3).
+#[inline]
+fn walk_indirect(
+    mem: &RegionMap,
+    table: &Desc,
+    mut buffer: impl FnMut(&Desc) -> bool,
+) -> Result<(), BadChain> {
+    let count = table.len as usize / DESC_SIZE;
+    if count == 0 || !(table.len as usize).is_multiple_of(DESC_SIZE) {
+        return Err(BadChain);
+    }
+    let (base, piece) = mem
+        .translate(table.addr, table.len, &mut 0)
+        .ok_or(BadChain)?;
+    if piece != table.len || !(base.as_ptr() as usize).is_multiple_of(8) {
+        return Err(BadChain);
+    }
+    let mut index = 0;
+    for _ in 0..count.min(MAX_CHAIN) {
+        // SAFETY: index < count, `translate` found `count` descriptors of guest memory, and their
+        // alignment was checked.
+        let desc = unsafe { read_desc(base.as_ptr().add(DESC_SIZE * index)) };
+        if desc.flags & DESC_F_INDIRECT != 0 || !buffer(&desc) {
+            return Err(BadChain);
+        }
+        if desc.flags & DESC_F_NEXT == 0 {
+            return Ok(());
+        }
+        index = usize::from(desc.next);
+        if index >= count {
+            return Err(BadChain);
+        }
+    }
+    Err(BadChain)
+}

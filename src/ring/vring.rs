@@ -1,0 +1,309 @@
+//! One virtqueue: what its frontend said of it, and its live part.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::frame::BURST;
+use crate::mem::{DirtyLog, RegionMap};
+use crate::wire::offload::Offloads;
+
+use super::feature;
+use super::guest_rx::Ahead;
+use super::split::SplitRing;
+
+/// The most entries of a split ring (virtio 1.2, section 2.7).
+const MAX_SIZE: u32 = 32768;
+
+/// Why a ring can't be used as its frontend wants.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum RingError {
+    /// SET_VRING_NUM with a size that no split ring has.
+    #[error("ring size {0} isn't a power of two from 2 to {MAX_SIZE}")]
+    Size(u32),
+    /// SET_VRING_BASE with more than 16 bits.
+    #[error("ring base {0} is out of range")]
+    Base(u32),
+    /// SET_VRING_ADDR with memory that the guest doesn't share, or badly aligned.
+    #[error("the {what} at {addr:#x} is misaligned or not within one region of guest memory")]
+    Address {
+        /// Which of the three areas.
+        what: &'static str,
+        /// Its address in the frontend.
+        addr: u64,
+    },
+}
+
+/// Where a ring lies (SET_VRING_ADDR): addresses in the frontend's address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingAddress {
+    /// Descriptor table.
+    pub desc: u64,
+    /// Available ring.
+    pub avail: u64,
+    /// Used ring.
+    pub used: u64,
+    /// Guest address of the used ring for the dirty log (VHOST_VRING_F_LOG).
+    pub log_guest_addr: Option<u64>,
+}
+
+/// The part of a ring that exists while it runs.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// Receive buffers that were looked at in advance. Before `mem`: it points into it.
+    pub ahead: Ahead,
+    pub split: SplitRing,
+    /// Heads of the transmit burst that is being worked on.
+    pub heads: [u16; BURST],
+    pub mem: Arc<RegionMap>,
+    /// Set while the frontend wants writes to be logged.
+    pub log: Option<Arc<DirtyLog>>,
+    /// Bytes of the virtio-net header: 10 for legacy drivers without mergeable buffers.
+    pub header: usize,
+    /// Whether a frame may fill several buffers.
+    pub mergeable: bool,
+}
+
+/// One virtqueue of a guest.
+///
+/// The control methods take effect at once; the caller holds the locks of all rings of the port
+/// ([`super::Queues::lock_all`]), and calls [`Ring::start_if_ready`] after changes.
+#[derive(Debug, Default)]
+pub struct Ring {
+    size: Option<u16>,
+    address: Option<RingAddress>,
+    /// The position while the ring isn't live.
+    base: u16,
+    /// SET_VRING_KICK came: the frontend started the ring.
+    started: bool,
+    enabled: bool,
+    features: u64,
+    accepts: Offloads,
+    sends: Offloads,
+    mem: Option<Arc<RegionMap>>,
+    log: Option<Arc<DirtyLog>>,
+    call: Option<EventFd>,
+    err: Option<EventFd>,
+    pub(super) live: Option<Box<Live>>,
+}
+
+impl Ring {
+    /// Sets the number of entries.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Size`]; the ring stays as it was.
+    pub fn set_num(&mut self, num: u32) -> Result<(), RingError> {
+        if !num.is_power_of_two() || !(2..=MAX_SIZE).contains(&num) {
+            return Err(RingError::Size(num));
+        }
+        self.retire();
+        self.size = Some(num as u16);
+        Ok(())
+    }
+
+    /// Sets the addresses. On a running ring (migration sends them again to switch logging on
+    /// and off) it goes on at its position.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Address`] from a ring that was running and can't at the new place.
+    pub fn set_address(&mut self, address: RingAddress) -> Result<(), RingError> {
+        self.retire();
+        self.address = Some(address);
+        Ok(())
+    }
+
+    /// Sets the position where the ring starts. It is only remembered: see
+    /// [`SplitRing::locate`] for the position that counts.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Base`] for more than 16 bits.
+    pub fn set_base(&mut self, base: u32) -> Result<(), RingError> {
+        self.base = u16::try_from(base).map_err(|_| RingError::Base(base))?;
+        Ok(())
+    }
+
+    /// Stops the ring (GET_VRING_BASE) and returns its position.
+    pub fn stop(&mut self) -> u32 {
+        self.retire();
+        self.started = false;
+        u32::from(self.base)
+    }
+
+    /// SET_VRING_KICK: the ring may run. The descriptor itself is the worker's business.
+    pub fn set_started(&mut self) {
+        self.started = true;
+    }
+
+    /// Sets the descriptor that calls the guest. A running ring calls it once: the guest may
+    /// have waited on the old one.
+    pub fn set_call(&mut self, call: Option<EventFd>) {
+        self.call = call;
+        if self.live.is_some() {
+            self.call_guest();
+        }
+    }
+
+    /// Sets the descriptor that tells the frontend of a broken ring.
+    pub fn set_err(&mut self, err: Option<EventFd>) {
+        self.err = err;
+    }
+
+    /// SET_VRING_ENABLE. A disabled ring isn't touched.
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+
+    /// Sets the negotiated features. They count from now on, also on a running ring: clearing
+    /// LOG_ALL is how logging ends.
+    pub fn set_features(&mut self, features: u64) {
+        if self.features != features {
+            self.retire();
+            self.features = features;
+            self.accepts = feature::accepted(features);
+            self.sends = feature::used(features);
+        }
+    }
+
+    /// Sets the guest's memory. A running ring is located again.
+    pub fn set_memory(&mut self, mem: Option<Arc<RegionMap>>) {
+        self.retire();
+        self.mem = mem;
+    }
+
+    /// Sets the dirty log, which is written while LOG_ALL is among the features.
+    pub fn set_log(&mut self, log: Option<Arc<DirtyLog>>) {
+        self.retire();
+        self.log = log;
+    }
+
+    /// Back to the state before the first message.
+    pub fn reset(&mut self) {
+        self.retire();
+        *self = Self::default();
+    }
+
+    /// Starts the ring if all that it needs has come and it doesn't run. Returns whether it
+    /// became live now.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Address`]: it stays stopped until the next change.
+    pub fn start_if_ready(&mut self) -> Result<bool, RingError> {
+        let (None, true, Some(size), Some(address), Some(mem)) = (
+            &self.live,
+            self.started,
+            self.size,
+            &self.address,
+            &self.mem,
+        ) else {
+            return Ok(false);
+        };
+        let split = SplitRing::locate(mem, size, address, self.features)?;
+        let has = |bit| self.features & bit != 0;
+        let logs = has(feature::LOG_ALL);
+        self.live = Some(Box::new(Live {
+            ahead: Ahead::default(),
+            split,
+            heads: [0; BURST],
+            mem: Arc::clone(mem),
+            log: self.log.clone().filter(|_| logs),
+            header: if has(feature::VERSION_1) || has(feature::MRG_RXBUF) {
+                12
+            } else {
+                10
+            },
+            mergeable: has(feature::MRG_RXBUF),
+        }));
+        Ok(true)
+    }
+
+    /// Whether a worker may use the ring.
+    #[inline]
+    pub fn is_running(&self) -> bool {
+        self.enabled && self.live.is_some()
+    }
+
+    /// Offloads that the driver accepts in frames that it receives.
+    #[inline]
+    pub fn accepts(&self) -> Offloads {
+        self.accepts
+    }
+
+    /// Offloads that the driver may use in frames that it sends.
+    #[inline]
+    pub fn sends(&self) -> Offloads {
+        self.sends
+    }
+
+    /// Position of the next buffer.
+    pub fn position(&self) -> u16 {
+        self.live.as_ref().map_or(self.base, |live| live.split.next)
+    }
+
+    /// Shows completed buffers to the guest, without calling it.
+    pub(super) fn publish(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.split.publish(live.log.as_deref());
+        }
+    }
+
+    /// Publishes what was completed and calls the guest if it wants to be. Returns whether it
+    /// was called: one system call for a burst at most.
+    pub fn finish_burst(&mut self) -> bool {
+        self.publish();
+        // The index is seen before the driver's wish is read (section 2.7.7.2).
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let wanted = self
+            .live
+            .as_mut()
+            .is_some_and(|live| live.split.needs_call());
+        wanted && self.call_guest()
+    }
+
+    /// Signals the guest. A full eventfd counter has a call pending already.
+    fn call_guest(&self) -> bool {
+        self.call.as_ref().is_some_and(|call| call.write(1).is_ok())
+    }
+
+    /// Asks the guest for kicks, or to spare them.
+    ///
+    /// Returns whether the worker must look again: buffers came while kicks were suppressed.
+    pub fn want_kicks(&mut self, wanted: bool) -> bool {
+        let Some(live) = self.live.as_mut().filter(|_| self.enabled) else {
+            return false;
+        };
+        if wanted {
+            if !live.split.kicks_wanted {
+                live.split.request_kicks();
+            }
+            return !matches!(live.split.available(0), Ok(0));
+        }
+        if live.split.kicks_wanted {
+            live.split.suppress_kicks();
+        }
+        false
+    }
+
+    /// Stops a ring whose content breaks the rules, and tells its frontend. It runs again when
+    /// the frontend sets it up anew.
+    pub(super) fn fail(&mut self) {
+        self.retire();
+        self.started = false;
+        if let Some(err) = &self.err {
+            // A full counter has the news already.
+            let _ = err.write(1);
+        }
+    }
+
+    /// Ends the live part, if there is one, and keeps the position.
+    fn retire(&mut self) {
+        self.publish();
+        if let Some(live) = self.live.take() {
+            self.base = live.split.next;
+        }
+    }
+}
