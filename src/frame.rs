@@ -125,6 +125,15 @@ impl Frame {
         &self.head[..len]
     }
 
+    /// Makes it a frame that is all head, without offloads. Bytes behind [`HEAD_LEN`] are cut.
+    pub fn set_whole(&mut self, bytes: &[u8]) {
+        let len = bytes.len().min(HEAD_LEN);
+        self.head[..len].copy_from_slice(&bytes[..len]);
+        self.len = len as u32;
+        self.vnet = VnetHeader::default();
+        self.tail = 0..0;
+    }
+
     /// The storage of the head, to be filled.
     #[inline]
     pub fn head_mut(&mut self) -> &mut [u8; HEAD_LEN] {

@@ -54,21 +54,13 @@ impl Settings {
     /// [`Settings::from_toml`].
     pub fn load(path: &Path) -> Result<Settings, ConfigErrors> {
         let whole = |message: String| {
-            ConfigErrors::from(
-                Source::File {
-                    name: path,
-                    text: "",
-                }
-                .problem(None, &message),
-            )
+            ConfigErrors::from(Source::File { name: path, text: "" }.problem(None, &message))
         };
         let unreadable = |error| whole(format!("cannot read the configuration: {error}"));
         let file = File::open(path).map_err(unreadable)?;
         let mut bytes = Vec::new();
         // One byte more than allowed tells a file that fits from one that does not.
-        file.take(MAX_FILE_SIZE + 1)
-            .read_to_end(&mut bytes)
-            .map_err(unreadable)?;
+        file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() as u64 > MAX_FILE_SIZE {
             return Err(whole(format!(
                 "the file is too large; expected a configuration of at most {MAX_FILE_SIZE} bytes"
@@ -76,9 +68,7 @@ impl Settings {
         }
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
-            whole(format!(
-                "the file is no text at byte {at}; expected TOML in UTF-8"
-            ))
+            whole(format!("the file is no text at byte {at}; expected TOML in UTF-8"))
         })?;
         Self::from_toml(&text, path)
     }
@@ -90,10 +80,7 @@ impl Settings {
     /// The first error of syntax or type; or, when there is none, every value that is out of
     /// range, missing, or at odds with another.
     pub fn from_toml(text: &str, file_name: &Path) -> Result<Settings, ConfigErrors> {
-        let source = Source::File {
-            name: file_name,
-            text,
-        };
+        let source = Source::File { name: file_name, text };
         let raw: RawSettings =
             toml::from_str(text).map_err(|error| source.problem(error.span(), error.message()))?;
         validate::validate(&raw, source)
@@ -249,21 +236,13 @@ pub const MAX_TAP_MTU: u32 = 65_535 - 14;
 
 impl Default for WorkerSettings {
     fn default() -> Self {
-        Self {
-            count: 1,
-            mode: PollMode::Adaptive,
-            cpus: Vec::new(),
-        }
+        Self { count: 1, mode: PollMode::Adaptive, cpus: Vec::new() }
     }
 }
 
 impl Default for MacTableSettings {
     fn default() -> Self {
-        Self {
-            ageing: Duration::from_secs(300),
-            capacity: 131_072,
-            per_port: 1024,
-        }
+        Self { ageing: Duration::from_secs(300), capacity: 131_072, per_port: 1024 }
     }
 }
 

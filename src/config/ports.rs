@@ -36,16 +36,11 @@ pub(super) fn ports(
     }
     if let Some(surplus) = raw.get(MAX_PORTS) {
         let count = raw.len();
-        check.report(
-            surplus,
-            &format!("there are {count} ports; expected at most {MAX_PORTS}"),
-        );
+        check.report(surplus, &format!("there are {count} ports; expected at most {MAX_PORTS}"));
     }
     let mut taken = Taken::default();
     let ports = raw.iter().take(MAX_PORTS);
-    let ports: Vec<_> = ports
-        .filter_map(|raw| port(check, &mut taken, raw, capacity))
-        .collect();
+    let ports: Vec<_> = ports.filter_map(|raw| port(check, &mut taken, raw, capacity)).collect();
     taken.bridges_are_no_ports(check, raw);
     ports
 }
@@ -132,11 +127,7 @@ fn port(
             PortKind::Tap(tap(check, taken, raw)?)
         }
     };
-    Some(PortSettings {
-        name: name?,
-        kind,
-        mac_limit,
-    })
+    Some(PortSettings { name: name?, kind, mac_limit })
 }
 
 /// Reports a key that this type of port has to have.
@@ -145,19 +136,13 @@ fn missing(check: &mut Check<'_>, port: &Spanned<RawPort>, key: &str, expected: 
         Some(name) => format!("port {:?}", name.as_ref()),
         None => "this port".to_owned(),
     };
-    check.report(
-        port,
-        &format!("{named} has no `{key}`; expected {expected}"),
-    );
+    check.report(port, &format!("{named} has no `{key}`; expected {expected}"));
 }
 
 /// Reports a key that belongs to another type of port.
 fn foreign<T>(check: &mut Check<'_>, owner: &str, value: &Option<Spanned<T>>, key: &str) {
     if let Some(value) = value {
-        check.report(
-            value,
-            &format!("`{key}` is a setting of {owner} port; expected none here"),
-        );
+        check.report(value, &format!("`{key}` is a setting of {owner} port; expected none here"));
     }
 }
 
@@ -170,10 +155,7 @@ fn name(check: &mut Check<'_>, taken: &mut Taken, raw: &Spanned<RawPort>) -> Opt
     };
     let name = at.as_ref();
     if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
-        check.report(
-            at,
-            &format!("port name {name:?} is not usable; expected {expected}"),
-        );
+        check.report(at, &format!("port name {name:?} is not usable; expected {expected}"));
         return None;
     }
     claim(check, &mut taken.names, "port name", name.clone(), at);
@@ -186,13 +168,8 @@ fn vhost_user(
     raw: &Spanned<RawPort>,
 ) -> Option<VhostUserSettings> {
     let fields = raw.as_ref();
-    let roles = [
-        ("server", SocketRole::Server),
-        ("client", SocketRole::Client),
-    ];
-    let role = check
-        .choice("role", fields.role.as_ref(), &roles)
-        .unwrap_or(SocketRole::Server);
+    let roles = [("server", SocketRole::Server), ("client", SocketRole::Client)];
+    let role = check.choice("role", fields.role.as_ref(), &roles).unwrap_or(SocketRole::Server);
     let owner = fields.owner.as_ref().and_then(|at| owner(check, at));
     let mode = fields.mode.as_ref().and_then(|at| mode(check, at));
     if role == SocketRole::Client {
@@ -263,9 +240,7 @@ fn mode(check: &mut Check<'_>, at: &Spanned<String>) -> Option<u32> {
     let value = at.as_ref();
     // `from_str_radix` takes a sign, a file mode has none.
     let digits = (3..=4).contains(&value.len()) && value.bytes().all(|c| c.is_ascii_digit());
-    let mode = u32::from_str_radix(value, 8)
-        .ok()
-        .filter(|mode| digits && *mode <= 0o777);
+    let mode = u32::from_str_radix(value, 8).ok().filter(|mode| digits && *mode <= 0o777);
     if mode.is_none() {
         let message = format!(
             "`mode` is {value:?}; expected 3 octal digits, with or without a 0 before them: \"0660\""
@@ -278,10 +253,7 @@ fn mode(check: &mut Check<'_>, at: &Spanned<String>) -> Option<u32> {
 fn tap(check: &mut Check<'_>, taken: &mut Taken, raw: &Spanned<RawPort>) -> Option<TapSettings> {
     let fields = raw.as_ref();
     let mtu = check.number("mtu", fields.mtu.as_ref(), u32::from(MIN_MTU)..=MAX_TAP_MTU);
-    let bridge = fields
-        .bridge
-        .as_ref()
-        .and_then(|at| interface(check, "bridge", at));
+    let bridge = fields.bridge.as_ref().and_then(|at| interface(check, "bridge", at));
     let uplink = fields.uplink.as_ref().filter(|uplink| *uplink.as_ref());
     match (uplink, &taken.uplink) {
         (Some(second), Some(first)) => {
@@ -299,12 +271,7 @@ fn tap(check: &mut Check<'_>, taken: &mut Taken, raw: &Spanned<RawPort>) -> Opti
     };
     let device = interface(check, "device", at)?;
     claim(check, &mut taken.devices, "device", device.clone(), at);
-    Some(TapSettings {
-        device,
-        mtu,
-        bridge,
-        uplink: uplink.is_some(),
-    })
+    Some(TapSettings { device, mtu, bridge, uplink: uplink.is_some() })
 }
 
 /// An interface name that Linux accepts. `%` is refused because the kernel would put a number in

@@ -50,19 +50,13 @@ impl ConfigErrors {
 
     /// `Ok` if there are no problems.
     pub(super) fn none_or(problems: Vec<Problem>) -> Result<(), ConfigErrors> {
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(ConfigErrors { problems })
-        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigErrors { problems }) }
     }
 }
 
 impl From<Problem> for ConfigErrors {
     fn from(problem: Problem) -> Self {
-        Self {
-            problems: vec![problem],
-        }
+        Self { problems: vec![problem] }
     }
 }
 
@@ -79,27 +73,19 @@ impl Source<'_> {
     /// A problem with the bytes `span`, or with the whole if there is no span.
     pub fn problem(&self, span: Option<Range<usize>>, message: &str) -> Problem {
         let (file, position) = match self {
-            Source::File { name, text } => (
-                Some(name.to_path_buf()),
-                span.map(|span| Position::find(text, span)),
-            ),
+            Source::File { name, text } => {
+                (Some(name.to_path_buf()), span.map(|span| Position::find(text, span)))
+            }
             Source::Arguments => (None, None),
         };
-        Problem {
-            file,
-            position,
-            message: printable(message),
-        }
+        Problem { file, position, message: printable(message) }
     }
 
     /// The port whose value is at `span`, for a sentence about another one.
     pub fn port_at(&self, span: &Range<usize>) -> String {
         match self {
             Source::File { text, .. } => {
-                format!(
-                    "the port at line {}",
-                    Position::find(text, span.clone()).line
-                )
+                format!("the port at line {}", Position::find(text, span.clone()).line)
             }
             Source::Arguments => "another port".to_owned(),
         }
@@ -112,19 +98,13 @@ impl Position {
         let end = text.ceil_char_boundary(span.end).max(start);
         let (before, after) = text.split_at(start);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line_end = after
-            .find('\n')
-            .map_or(text.len(), |newline| start + newline);
+        let line_end = after.find('\n').map_or(text.len(), |newline| start + newline);
         let chars = |range: Range<usize>| text.get(range).map_or(0, |part| part.chars().count());
         Self {
             line: before.matches('\n').count() + 1,
             column: chars(line_start..start) + 1,
             width: chars(start..end.min(line_end)).max(1),
-            text: text
-                .get(line_start..line_end)
-                .unwrap_or_default()
-                .trim_end()
-                .to_owned(),
+            text: text.get(line_start..line_end).unwrap_or_default().trim_end().to_owned(),
         }
     }
 }
@@ -139,9 +119,7 @@ impl fmt::Display for Problem {
             f.write_str(" ")?;
         }
         f.write_str(&self.message)?;
-        self.position
-            .as_ref()
-            .map_or(Ok(()), |position| position.show(f))
+        self.position.as_ref().map_or(Ok(()), |position| position.show(f))
     }
 }
 
@@ -173,9 +151,5 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 fn joined(problems: &[Problem]) -> String {
-    problems
-        .iter()
-        .map(Problem::to_string)
-        .collect::<Vec<_>>()
-        .join("\n")
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }

@@ -39,17 +39,10 @@ fn the_least_file_has_the_documented_defaults() {
     let settings = good(PORT);
     assert_eq!(
         settings.workers,
-        WorkerSettings {
-            count: 1,
-            mode: PollMode::Adaptive,
-            cpus: vec![]
-        }
+        WorkerSettings { count: 1, mode: PollMode::Adaptive, cpus: vec![] }
     );
-    let table = MacTableSettings {
-        ageing: Duration::from_secs(300),
-        capacity: 131_072,
-        per_port: 1024,
-    };
+    let table =
+        MacTableSettings { ageing: Duration::from_secs(300), capacity: 131_072, per_port: 1024 };
     assert_eq!(settings.mac_table, table);
     let port = VhostUserSettings {
         socket: "/run/vm1.sock".into(),
@@ -60,14 +53,7 @@ fn the_least_file_has_the_documented_defaults() {
         mtu: None,
     };
     let kind = PortKind::VhostUser(port);
-    assert_eq!(
-        settings.ports,
-        [PortSettings {
-            name: "vm1".into(),
-            kind,
-            mac_limit: None
-        }]
-    );
+    assert_eq!(settings.ports, [PortSettings { name: "vm1".into(), kind, mac_limit: None }]);
 }
 
 #[test]
@@ -77,9 +63,7 @@ fn the_documented_example_parses_and_shows_the_defaults() {
     assert_eq!(settings.workers, WorkerSettings::default());
     assert_eq!(settings.mac_table, MacTableSettings::default());
     assert_eq!(settings.ports.len(), 3);
-    let [vm1, vm2, uplink] = &settings.ports[..] else {
-        unreachable!()
-    };
+    let [vm1, vm2, uplink] = &settings.ports[..] else { unreachable!() };
     assert_eq!(vm1.mac_limit, Some(settings.mac_table.limit(vm2)));
     assert_eq!(vhost_user(vm1).queue_pairs, vhost_user(vm2).queue_pairs);
     assert_eq!(vhost_user(vm1).role, vhost_user(vm2).role);
@@ -102,21 +86,12 @@ fn the_example_and_the_page_name_every_key() {
     for (table, count) in [("[workers]", 3), ("[mac-table]", 3), ("[[port]]", 12)] {
         // The error about an unknown key lists the known ones.
         let error = bad1(&format!("{table}\nsurplus = 1\n"));
-        let keys = error
-            .split("expected one of ")
-            .nth(1)
-            .expect("the keys are listed");
+        let keys = error.split("expected one of ").nth(1).expect("the keys are listed");
         let keys: Vec<_> = keys.split(", ").map(|key| key.trim_matches('`')).collect();
         assert_eq!(keys.len(), count, "{keys:?}");
         for key in keys {
-            assert!(
-                example.contains(&format!("\n{key} = ")),
-                "{key} in the example"
-            );
-            assert!(
-                PAGE.contains(&format!("\n| `{key}` |")),
-                "{key} on the page"
-            );
+            assert!(example.contains(&format!("\n{key} = ")), "{key} in the example");
+            assert!(PAGE.contains(&format!("\n| `{key}` |")), "{key} on the page");
         }
     }
 }
@@ -125,9 +100,7 @@ fn the_example_and_the_page_name_every_key() {
 fn page_blocks(language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
     let blocks = PAGE.split(&fence).skip(1);
-    blocks
-        .map(|rest| rest.split("```").next().unwrap_or_default())
-        .collect()
+    blocks.map(|rest| rest.split("```").next().unwrap_or_default()).collect()
 }
 
 #[test]
@@ -153,30 +126,14 @@ fn every_key_is_taken_over() {
          queue-pairs = 64\nmtu = 65535\nmac-limit = 100\n\
          [[port]]\nname = \"b\"\ntype = \"tap\"\ndevice = \"t0\"\nmtu = 65521\n",
     );
-    let workers = WorkerSettings {
-        count: 2,
-        mode: PollMode::Poll,
-        cpus: vec![3, 1],
-    };
+    let workers = WorkerSettings { count: 2, mode: PollMode::Poll, cpus: vec![3, 1] };
     assert_eq!(settings.workers, workers);
-    let table = MacTableSettings {
-        ageing: Duration::from_secs(20),
-        capacity: 100,
-        per_port: 7,
-    };
+    let table = MacTableSettings { ageing: Duration::from_secs(20), capacity: 100, per_port: 7 };
     assert_eq!(settings.mac_table, table);
     let a = vhost_user(&settings.ports[0]);
-    assert_eq!(
-        (a.role, a.queue_pairs, a.mtu),
-        (SocketRole::Client, 64, Some(65535))
-    );
+    assert_eq!((a.role, a.queue_pairs, a.mtu), (SocketRole::Client, 64, Some(65535)));
     assert_eq!(settings.ports[0].mac_limit, Some(100));
-    let tap = TapSettings {
-        device: "t0".into(),
-        mtu: Some(65521),
-        bridge: None,
-        uplink: false,
-    };
+    let tap = TapSettings { device: "t0".into(), mtu: Some(65521), bridge: None, uplink: false };
     assert_eq!(settings.ports[1].kind, PortKind::Tap(tap));
 }
 
@@ -195,65 +152,30 @@ fn the_uplink_may_fill_the_table_and_other_ports_may_not() {
 fn a_small_table_lowers_the_default_limit_of_a_port() {
     let settings = good(&format!("[mac-table]\ncapacity = 16\n{PORT}"));
     assert_eq!(settings.mac_table.per_port, 16);
-    let message = bad1(&format!(
-        "[mac-table]\ncapacity = 16\nper-port = 17\n{PORT}"
-    ));
+    let message = bad1(&format!("[mac-table]\ncapacity = 16\nper-port = 17\n{PORT}"));
     assert_eq!(message, "rs.toml:3:12: `per-port` is 17; expected 1 to 16");
 }
 
 #[test]
 fn numbers_are_refused_just_outside_their_ranges() {
     for (text, expected) in [
-        (
-            "[workers]\ncount = 0\n",
-            "2:9: `count` is 0; expected 1 to 64",
-        ),
-        (
-            "[workers]\ncount = 65\n",
-            "2:9: `count` is 65; expected 1 to 64",
-        ),
-        (
-            "[workers]\ncount = -1\n",
-            "2:9: `count` is -1; expected 1 to 64",
-        ),
-        (
-            "[workers]\ncpus = [1024]\n",
-            "2:9: `cpus` is 1024; expected 0 to 1023",
-        ),
-        (
-            "[mac-table]\nageing-seconds = 0\n",
-            "2:18: `ageing-seconds` is 0; expected 1 to 1000000",
-        ),
-        (
-            "[mac-table]\ncapacity = 0\n",
-            "2:12: `capacity` is 0; expected 1 to 16777216",
-        ),
+        ("[workers]\ncount = 0\n", "2:9: `count` is 0; expected 1 to 64"),
+        ("[workers]\ncount = 65\n", "2:9: `count` is 65; expected 1 to 64"),
+        ("[workers]\ncount = -1\n", "2:9: `count` is -1; expected 1 to 64"),
+        ("[workers]\ncpus = [1024]\n", "2:9: `cpus` is 1024; expected 0 to 1023"),
+        ("[mac-table]\nageing-seconds = 0\n", "2:18: `ageing-seconds` is 0; expected 1 to 1000000"),
+        ("[mac-table]\ncapacity = 0\n", "2:12: `capacity` is 0; expected 1 to 16777216"),
     ] {
-        assert_eq!(
-            bad1(&format!("{text}{PORT}")),
-            format!("rs.toml:{expected}")
-        );
+        assert_eq!(bad1(&format!("{text}{PORT}")), format!("rs.toml:{expected}"));
     }
     for (text, expected) in [
-        (
-            "queue-pairs = 0\n",
-            "5:15: `queue-pairs` is 0; expected 1 to 64",
-        ),
-        (
-            "queue-pairs = 65537\n",
-            "5:15: `queue-pairs` is 65537; expected 1 to 64",
-        ),
+        ("queue-pairs = 0\n", "5:15: `queue-pairs` is 0; expected 1 to 64"),
+        ("queue-pairs = 65537\n", "5:15: `queue-pairs` is 65537; expected 1 to 64"),
         ("mtu = 67\n", "5:7: `mtu` is 67; expected 68 to 65535"),
         ("mtu = 65536\n", "5:7: `mtu` is 65536; expected 68 to 65535"),
-        (
-            "mac-limit = 131073\n",
-            "5:13: `mac-limit` is 131073; expected 1 to 131072",
-        ),
+        ("mac-limit = 131073\n", "5:13: `mac-limit` is 131073; expected 1 to 131072"),
     ] {
-        assert_eq!(
-            bad1(&format!("{PORT}{text}")),
-            format!("rs.toml:{expected}")
-        );
+        assert_eq!(bad1(&format!("{PORT}{text}")), format!("rs.toml:{expected}"));
     }
     let message = bad1(&format!("{TAP}mtu = 65522\n"));
     assert_eq!(message, "rs.toml:5:7: `mtu` is 65522; expected 68 to 65521");
@@ -267,10 +189,7 @@ fn cpus_must_fit_the_workers() {
         "rs.toml:3:8: `cpus` names 2 CPUs and `count` is 3; expected one CPU per worker, or none"
     );
     let message = bad1(&format!("[workers]\ncount = 2\ncpus = [1, 1]\n{PORT}"));
-    assert_eq!(
-        message,
-        "rs.toml:3:12: CPU 1 is named twice; expected a CPU per worker"
-    );
+    assert_eq!(message, "rs.toml:3:12: CPU 1 is named twice; expected a CPU per worker");
 }
 
 #[test]
@@ -290,9 +209,7 @@ fn a_repeated_name_socket_or_device_is_reported_with_both_lines() {
         ]
     );
     // Two spellings of one path.
-    let second = PORT
-        .replace("vm1\"", "vm2\"")
-        .replace("/run/vm1", "/run/./vm1");
+    let second = PORT.replace("vm1\"", "vm2\"").replace("/run/vm1", "/run/./vm1");
     assert!(bad1(&format!("{PORT}{second}")).contains("already taken by the port at line 4"));
 }
 
@@ -310,29 +227,21 @@ fn there_is_one_uplink_at_most() {
 
 #[test]
 fn a_switch_has_one_to_1024_ports() {
-    assert_eq!(
-        bad1(""),
-        "rs.toml: there is no port; expected at least one, as [[port]] or --port"
-    );
+    assert_eq!(bad1(""), "rs.toml: there is no port; expected at least one, as [[port]] or --port");
     let ports = |count: usize| -> String {
         (0..count)
             .map(|i| format!("[[port]]\nname = \"p{i}\"\ntype = \"tap\"\ndevice = \"t{i}\"\n"))
             .collect()
     };
     assert_eq!(good(&ports(1024)).ports.len(), 1024);
-    assert_eq!(
-        bad1(&ports(1025)),
-        "rs.toml:4097:1: there are 1025 ports; expected at most 1024"
-    );
+    assert_eq!(bad1(&ports(1025)), "rs.toml:4097:1: there are 1025 ports; expected at most 1024");
 }
 
 #[test]
 fn required_keys_are_demanded_at_the_port() {
     assert_eq!(
-        bad(
-            "[[port]]\ntype = \"vhost-user\"\n[[port]]\nname = \"t\"\ntype = \"tap\"\n\
-             [[port]]\nname = \"x\"\n"
-        ),
+        bad("[[port]]\ntype = \"vhost-user\"\n[[port]]\nname = \"t\"\ntype = \"tap\"\n\
+             [[port]]\nname = \"x\"\n"),
         [
             "rs.toml:1:1: this port has no `name`; expected 1 to 32 of A-Z a-z 0-9 _ . -",
             "rs.toml:1:1: this port has no `socket`; expected the absolute path of a UNIX socket",
@@ -345,9 +254,7 @@ fn required_keys_are_demanded_at_the_port() {
 #[test]
 fn keys_of_another_type_of_port_are_refused() {
     assert_eq!(
-        bad(&format!(
-            "{PORT}device = \"t0\"\nuplink = true\n{TAP}queue-pairs = 2\n"
-        )),
+        bad(&format!("{PORT}device = \"t0\"\nuplink = true\n{TAP}queue-pairs = 2\n")),
         [
             "rs.toml:5:10: `device` is a setting of a tap port; expected none here",
             "rs.toml:6:10: `uplink` is a setting of a tap port; expected none here",
@@ -358,9 +265,7 @@ fn keys_of_another_type_of_port_are_refused() {
 
 #[test]
 fn a_client_has_no_socket_file_to_own() {
-    let problems = bad(&format!(
-        "{PORT}role = \"client\"\nowner = \"root\"\nmode = \"0660\"\n"
-    ));
+    let problems = bad(&format!("{PORT}role = \"client\"\nowner = \"root\"\nmode = \"0660\"\n"));
     assert_eq!(problems.len(), 2);
     assert!(problems[0].starts_with("rs.toml:6:9: `owner` is set, but with role = \"client\""));
     assert!(problems[1].starts_with("rs.toml:7:8: `mode` is set, but with role = \"client\""));
@@ -392,27 +297,16 @@ fn unusable_names_paths_owners_and_modes_are_refused() {
     }
     good(&PORT.replace("\"vm1\"", &format!("\"{}\"", "n".repeat(32))));
     let long_path = format!("/{}", "s".repeat(107));
-    for path in [
-        "",
-        "vm1.sock",
-        "./vm1",
-        "/",
-        "/run/",
-        "/run/..",
-        "/a\\nb",
-        "/a\\u0000",
-        &long_path,
-    ] {
+    for path in
+        ["", "vm1.sock", "./vm1", "/", "/run/", "/run/..", "/a\\nb", "/a\\u0000", &long_path]
+    {
         let message = bad1(&PORT.replace("/run/vm1.sock", path));
         assert!(message.contains("expected an absolute path"), "{message}");
     }
     good(&PORT.replace("/run/vm1.sock", &format!("/{}", "s".repeat(106))));
     for owner in ["", ":", "u:", ":g", "u:g:h", "u g"] {
         let message = bad1(&format!("{PORT}owner = \"{owner}\"\n"));
-        assert!(
-            message.contains("expected \"user\" or \"user:group\""),
-            "{message}"
-        );
+        assert!(message.contains("expected \"user\" or \"user:group\""), "{message}");
     }
     for owner in ["qemu", "qemu:kvm", "64055:107"] {
         let settings = good(&format!("{PORT}owner = \"{owner}\"\n"));
@@ -430,26 +324,13 @@ fn unusable_names_paths_owners_and_modes_are_refused() {
 
 #[test]
 fn interface_names_are_those_that_linux_takes_literally() {
-    for device in [
-        "",
-        ".",
-        "..",
-        "a/b",
-        "a:b",
-        "tap%d",
-        "a b",
-        "ä",
-        "sixteen-bytes-xx",
-    ] {
+    for device in ["", ".", "..", "a/b", "a:b", "tap%d", "a b", "ä", "sixteen-bytes-xx"] {
         let message = bad1(&TAP.replace("rs0", device));
         assert!(message.contains("expected 1 to 15 printable"), "{message}");
     }
     good(&TAP.replace("rs0", "fifteen-bytes-x"));
     let message = bad1(&format!("{TAP}bridge = \"br 0\"\n"));
-    assert!(
-        message.starts_with("rs.toml:5:10: `bridge` is \"br 0\""),
-        "{message}"
-    );
+    assert!(message.starts_with("rs.toml:5:10: `bridge` is \"br 0\""), "{message}");
 }
 
 #[test]
@@ -467,35 +348,16 @@ fn syntax_and_type_errors_say_where_and_what_is_expected() {
     for (text, place, words) in [
         ("[workers\n", "1:9:", "expected `]`"),
         ("[workers]\ncount =\n", "2:8:", "value"),
-        (
-            "[workers]\ncount = \"4\"\n",
-            "2:9:",
-            "invalid type: string \"4\", expected an integer",
-        ),
+        ("[workers]\ncount = \"4\"\n", "2:9:", "invalid type: string \"4\", expected an integer"),
         ("[workers]\ncpus = 3\n", "2:8:", "expected a sequence"),
-        (
-            "[workers]\nthreads = 3\n",
-            "2:1:",
-            "unknown field `threads`, expected one of `count`",
-        ),
-        (
-            "[[ports]]\n",
-            "1:3:",
-            "unknown field `ports`, expected one of `workers`",
-        ),
+        ("[workers]\nthreads = 3\n", "2:1:", "unknown field `threads`, expected one of `count`"),
+        ("[[ports]]\n", "1:3:", "unknown field `ports`, expected one of `workers`"),
         ("[[port]]\nmode = 0660\n", "2:8:", "leading zero"),
-        (
-            "[[port]]\nuplink = \"yes\"\n",
-            "2:10:",
-            "expected a boolean",
-        ),
+        ("[[port]]\nuplink = \"yes\"\n", "2:10:", "expected a boolean"),
         ("[workers]\ncount = 1\ncount = 2\n", "3:1:", "duplicate key"),
     ] {
         let message = bad1(text);
-        assert!(
-            message.starts_with(&format!("rs.toml:{place}")),
-            "{message}"
-        );
+        assert!(message.starts_with(&format!("rs.toml:{place}")), "{message}");
         assert!(message.contains(words), "{message}");
     }
 }
@@ -508,12 +370,7 @@ fn the_faulty_part_of_a_line_is_marked() {
                  |        ^";
     assert_eq!(errors.to_string(), shown);
     let problem = &errors.problems()[0];
-    let position = Position {
-        line: 5,
-        column: 8,
-        width: 1,
-        text: "\tmtu = 7 # ä".into(),
-    };
+    let position = Position { line: 5, column: 8, width: 1, text: "\tmtu = 7 # ä".into() };
     assert_eq!(problem.position, Some(position));
 }
 
@@ -524,9 +381,7 @@ fn a_hostile_line_is_shown_short_and_harmless() {
     assert!(message.len() < 1000, "{} bytes", message.len());
     assert!(!message.contains('\u{1b}'));
     // A control character that arrives escaped must not leave unescaped.
-    let message = parse("\"a\\u001b[31m\\nb\" = 1\n")
-        .expect_err("unknown key")
-        .to_string();
+    let message = parse("\"a\\u001b[31m\\nb\" = 1\n").expect_err("unknown key").to_string();
     assert!(message.contains("unknown field"), "{message}");
     assert!(!message.contains('\u{1b}'));
 }
@@ -589,8 +444,6 @@ fn the_command_line_means_what_a_file_means() {
              characters without / : % and spaces",
         ]
     );
-    let message = Settings::from_args(&[], None)
-        .expect_err("no port")
-        .to_string();
+    let message = Settings::from_args(&[], None).expect_err("no port").to_string();
     assert!(message.starts_with("there is no port"));
 }

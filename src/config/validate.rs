@@ -23,19 +23,12 @@ const MAX_CPU: usize = 1023;
 
 /// Checks everything in `raw`, whose spans belong to `source`.
 pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings, ConfigErrors> {
-    let mut check = Check {
-        source,
-        problems: Vec::new(),
-    };
+    let mut check = Check { source, problems: Vec::new() };
     let workers = workers(&mut check, &raw.workers);
     let mac_table = mac_table(&mut check, &raw.mac_table);
     let ports = ports::ports(&mut check, &raw.port, mac_table.capacity);
     ConfigErrors::none_or(check.problems)?;
-    Ok(Settings {
-        workers,
-        mac_table,
-        ports,
-    })
+    Ok(Settings { workers, mac_table, ports })
 }
 
 /// Collects problems, and knows the checks that several keys share.
@@ -47,8 +40,7 @@ pub(super) struct Check<'a> {
 impl Check<'_> {
     /// Reports a problem with the value `at`.
     pub fn report<T>(&mut self, at: &Spanned<T>, message: &str) {
-        self.problems
-            .push(self.source.problem(Some(at.span()), message));
+        self.problems.push(self.source.problem(Some(at.span()), message));
     }
 
     /// Reports a problem that no line is to blame for.
@@ -68,15 +60,10 @@ impl Check<'_> {
     {
         let raw = raw?;
         let Integer(value) = *raw.as_ref();
-        let number = T::try_from(value)
-            .ok()
-            .filter(|number| range.contains(number));
+        let number = T::try_from(value).ok().filter(|number| range.contains(number));
         if number.is_none() {
             let (low, high) = (range.start(), range.end());
-            self.report(
-                raw,
-                &format!("`{key}` is {value}; expected {low} to {high}"),
-            );
+            self.report(raw, &format!("`{key}` is {value}; expected {low} to {high}"));
         }
         number
     }
@@ -91,15 +78,9 @@ impl Check<'_> {
         let raw = raw?;
         let found = choices.iter().find(|(word, _)| word == raw.as_ref());
         if found.is_none() {
-            let words: Vec<_> = choices
-                .iter()
-                .map(|(word, _)| format!("{word:?}"))
-                .collect();
+            let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
             let value = raw.as_ref();
-            self.report(
-                raw,
-                &format!("`{key}` is {value:?}; expected {}", words.join(" or ")),
-            );
+            self.report(raw, &format!("`{key}` is {value:?}; expected {}", words.join(" or ")));
         }
         found.map(|(_, meaning)| *meaning)
     }
@@ -111,11 +92,7 @@ fn workers(check: &mut Check<'_>, raw: &RawWorkers) -> WorkerSettings {
     let count = check.number("count", raw.count.as_ref(), 1..=MAX_WORKERS);
     let mode = check.choice("mode", raw.mode.as_ref(), &modes);
     // A faulty count was reported; comparing the CPUs with its stand-in would only confuse.
-    let wanted = if raw.count.is_some() {
-        count
-    } else {
-        Some(default.count)
-    };
+    let wanted = if raw.count.is_some() { count } else { Some(default.count) };
     WorkerSettings {
         count: count.unwrap_or(default.count),
         mode: mode.unwrap_or(default.mode),
@@ -134,10 +111,7 @@ fn cpus(check: &mut Check<'_>, raw: &RawWorkers, workers: Option<usize>) -> Vec<
             continue;
         };
         if cpus.contains(&cpu) {
-            check.report(
-                item,
-                &format!("CPU {cpu} is named twice; expected a CPU per worker"),
-            );
+            check.report(item, &format!("CPU {cpu} is named twice; expected a CPU per worker"));
         }
         cpus.push(cpu);
     }

@@ -79,10 +79,7 @@ mod tests {
     fn log(bytes: u64, offset: u64) -> (DirtyLog, File) {
         let file = tempfile::tempfile().unwrap();
         file.set_len(offset + bytes).unwrap();
-        (
-            DirtyLog::map(file.try_clone().unwrap(), bytes, offset).unwrap(),
-            file,
-        )
+        (DirtyLog::map(file.try_clone().unwrap(), bytes, offset).unwrap(), file)
     }
 
     fn read(file: &File, len: usize) -> Vec<u8> {

@@ -104,9 +104,7 @@ impl RegionMap {
     ///
     /// [`MapError`]; `self` is unaffected.
     pub fn add(&self, spec: RegionSpec) -> Result<Self, MapError> {
-        let mut map = Self {
-            regions: self.regions.clone(),
-        };
+        let mut map = Self { regions: self.regions.clone() };
         map.insert(spec)?;
         Ok(map)
     }
@@ -115,9 +113,7 @@ impl RegionMap {
     pub fn remove(&self, guest_addr: u64, size: u64, user_addr: u64) -> Self {
         let keep =
             |r: &&Region| (r.guest_addr, r.size, r.user_addr) != (guest_addr, size, user_addr);
-        Self {
-            regions: self.regions.iter().filter(keep).cloned().collect(),
-        }
+        Self { regions: self.regions.iter().filter(keep).cloned().collect() }
     }
 
     /// How many regions there are.
@@ -134,25 +130,13 @@ impl RegionMap {
         if spec.size == 0 {
             return Err(MapError::Empty);
         }
-        let end = spec
-            .guest_addr
-            .checked_add(spec.size)
-            .ok_or(MapError::Overflow)?;
-        let user_end = spec
-            .user_addr
-            .checked_add(spec.size)
-            .ok_or(MapError::Overflow)?;
+        let end = spec.guest_addr.checked_add(spec.size).ok_or(MapError::Overflow)?;
+        let user_end = spec.user_addr.checked_add(spec.size).ok_or(MapError::Overflow)?;
         let meta = spec.file.metadata().map_err(MapError::Map)?;
         let file_id = (meta.dev(), meta.ino());
         for r in &self.regions {
             let same = (r.guest_addr, r.size, r.user_addr, r.mmap_offset, r.file_id)
-                == (
-                    spec.guest_addr,
-                    spec.size,
-                    spec.user_addr,
-                    spec.mmap_offset,
-                    file_id,
-                );
+                == (spec.guest_addr, spec.size, spec.user_addr, spec.mmap_offset, file_id);
             if same {
                 return Ok(());
             }
@@ -169,9 +153,7 @@ impl RegionMap {
         // SAFETY: map_file mapped `skip + size` bytes.
         let host = unsafe { mapping.as_ptr().add(skip) };
         let host = NonNull::new(host).ok_or(MapError::Overflow)?;
-        let at = self
-            .regions
-            .partition_point(|r| r.guest_addr < spec.guest_addr);
+        let at = self.regions.partition_point(|r| r.guest_addr < spec.guest_addr);
         self.regions.insert(
             at,
             Region {
@@ -207,10 +189,7 @@ impl RegionMap {
         if let Some(found) = at(*hint) {
             return Some(found);
         }
-        let index = self
-            .regions
-            .partition_point(|r| r.guest_addr <= addr)
-            .checked_sub(1)?;
+        let index = self.regions.partition_point(|r| r.guest_addr <= addr).checked_sub(1)?;
         *hint = index;
         at(index)
     }
@@ -224,19 +203,14 @@ impl RegionMap {
         len: u64,
         align: u64,
     ) -> Option<(NonNull<u8>, u64)> {
-        let r = self
-            .regions
-            .iter()
-            .find(|r| addr >= r.user_addr && addr - r.user_addr < r.size)?;
+        let r = self.regions.iter().find(|r| addr >= r.user_addr && addr - r.user_addr < r.size)?;
         let offset = addr - r.user_addr;
         if offset.checked_add(len)? > r.size {
             return None;
         }
         // SAFETY: offset < size, as above.
         let host = unsafe { r.host.add(offset as usize) };
-        (host.as_ptr() as u64)
-            .is_multiple_of(align)
-            .then_some((host, r.guest_addr + offset))
+        (host.as_ptr() as u64).is_multiple_of(align).then_some((host, r.guest_addr + offset))
     }
 }
 
@@ -250,10 +224,7 @@ pub(super) fn map_file(
     let meta = file.metadata().map_err(MapError::Map)?;
     let needs = offset.checked_add(size).ok_or(MapError::Overflow)?;
     if meta.len() < needs {
-        return Err(MapError::FileTooShort {
-            has: meta.len(),
-            needs,
-        });
+        return Err(MapError::FileTooShort { has: meta.len(), needs });
     }
     let page = page_size(&file).map_err(MapError::Map)?;
     let skip = offset % page;
@@ -277,14 +248,9 @@ fn page_size(file: &File) -> io::Result<u64> {
     if unsafe { libc::fstatfs(file.as_raw_fd(), &mut fs) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // The type of these fields differs between C libraries.
-    let (kind, block) = (fs.f_type as i64, fs.f_bsize as u64);
-    let huge = kind == libc::HUGETLBFS_MAGIC as i64;
-    Ok(if huge && block.is_power_of_two() {
-        block.max(4096)
-    } else {
-        4096
-    })
+    let block = fs.f_bsize as u64;
+    let huge = fs.f_type == libc::HUGETLBFS_MAGIC && block.is_power_of_two();
+    Ok(if huge { block.max(4096) } else { 4096 })
 }
 
 #[cfg(test)]
@@ -328,17 +294,11 @@ mod tests {
     #[test]
     fn ring_addresses_stay_within_one_region_and_are_aligned() {
         let f = file(0x2000);
-        let map = RegionMap::map(vec![
-            spec(0, 0x1000, 0, &f),
-            spec(0x1000, 0x1000, 0x1000, &f),
-        ])
-        .unwrap();
+        let map =
+            RegionMap::map(vec![spec(0, 0x1000, 0, &f), spec(0x1000, 0x1000, 0x1000, &f)]).unwrap();
         let base = 0x7f00_0000_0000;
         assert_eq!(map.translate_user(base + 0x10, 0xff0, 16).unwrap().1, 0x10);
-        assert!(
-            map.translate_user(base + 0x10, 0xff1, 16).is_none(),
-            "crosses the region's end"
-        );
+        assert!(map.translate_user(base + 0x10, 0xff1, 16).is_none(), "crosses the region's end");
         assert!(map.translate_user(base + 1, 2, 2).is_none(), "odd");
         assert!(map.translate_user(base - 1, 2, 1).is_none());
         assert!(map.translate_user(base + 0x10, u64::MAX, 1).is_none());
@@ -348,13 +308,7 @@ mod tests {
     fn a_file_shorter_than_its_region_is_refused() {
         let f = file(0x1000);
         let short = RegionMap::map(vec![spec(0, 0x1001, 0, &f)]);
-        assert!(matches!(
-            short,
-            Err(MapError::FileTooShort {
-                has: 0x1000,
-                needs: 0x1001
-            })
-        ));
+        assert!(matches!(short, Err(MapError::FileTooShort { has: 0x1000, needs: 0x1001 })));
         let wraps = RegionMap::map(vec![spec(0, 0x1000, u64::MAX - 10, &f)]);
         assert!(matches!(wraps, Err(MapError::Overflow)));
         let empty = RegionMap::map(vec![spec(0, 0, 0, &f)]);
@@ -367,10 +321,7 @@ mod tests {
         let one = RegionMap::map(vec![spec(0x1000, 0x1000, 0, &f)]).unwrap();
         let two = one.add(spec(0x1000, 0x1000, 0, &f)).unwrap();
         assert_eq!(two.len(), 1);
-        assert!(matches!(
-            one.add(spec(0x1800, 0x1000, 0, &f)),
-            Err(MapError::Overlap(0x1800))
-        ));
+        assert!(matches!(one.add(spec(0x1800, 0x1000, 0, &f)), Err(MapError::Overlap(0x1800))));
         let other_file = file(0x4000);
         assert!(one.add(spec(0x1000, 0x1000, 0, &other_file)).is_err());
         let none = two.remove(0x1000, 0x1000, 0x7f00_0000_1000);

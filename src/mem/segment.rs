@@ -54,9 +54,7 @@ unsafe impl Send for SegmentPool {}
 
 impl Default for SegmentPool {
     fn default() -> Self {
-        Self {
-            list: Vec::with_capacity(POOL_SEGMENTS),
-        }
+        Self { list: Vec::with_capacity(POOL_SEGMENTS) }
     }
 }
 
@@ -64,12 +62,7 @@ impl SegmentPool {
     /// An empty list of segments in guest memory.
     pub fn guest<'m>(&'m mut self, map: &'m RegionMap) -> Segments<'m> {
         self.list.clear();
-        Segments {
-            list: &mut self.list,
-            map: Some(map),
-            hint: 0,
-            memory: PhantomData,
-        }
+        Segments { list: &mut self.list, map: Some(map), hint: 0, memory: PhantomData }
     }
 
     /// A list of segments in a local buffer: one for each of `frames`, in order.
@@ -82,17 +75,9 @@ impl SegmentPool {
         self.list.clear();
         for range in frames.take(POOL_SEGMENTS) {
             let bytes = buffer.get(range).unwrap_or_default();
-            self.list.push(Segment {
-                ptr: NonNull::from(bytes).cast(),
-                len: bytes.len() as u32,
-            });
+            self.list.push(Segment { ptr: NonNull::from(bytes).cast(), len: bytes.len() as u32 });
         }
-        Segments {
-            list: &mut self.list,
-            map: None,
-            hint: 0,
-            memory: PhantomData,
-        }
+        Segments { list: &mut self.list, map: None, hint: 0, memory: PhantomData }
     }
 }
 
@@ -180,25 +165,15 @@ impl Segments<'_> {
     /// How many bytes the segments in `range` hold.
     #[inline]
     pub fn bytes(&self, range: Range<u32>) -> u64 {
-        let list = self
-            .list
-            .get(range.start as usize..range.end as usize)
-            .unwrap_or_default();
+        let list = self.list.get(range.start as usize..range.end as usize).unwrap_or_default();
         list.iter().map(|segment| u64::from(segment.len)).sum()
     }
 
     /// The bytes of the segments in `range`.
     #[inline]
     pub fn tail(&self, range: Range<u32>) -> Tail<'_> {
-        let list = self
-            .list
-            .get(range.start as usize..range.end as usize)
-            .unwrap_or_default();
-        Tail {
-            list,
-            skip: 0,
-            limit: usize::MAX,
-        }
+        let list = self.list.get(range.start as usize..range.end as usize).unwrap_or_default();
+        Tail { list, skip: 0, limit: usize::MAX }
     }
 }
 
@@ -212,18 +187,11 @@ pub struct Tail<'s> {
 
 impl<'s> Tail<'s> {
     /// No bytes.
-    pub const EMPTY: Tail<'static> = Tail {
-        list: &[],
-        skip: 0,
-        limit: 0,
-    };
+    pub const EMPTY: Tail<'static> = Tail { list: &[], skip: 0, limit: 0 };
 
     /// The `len` bytes behind the first `skip` ones, or fewer if there are fewer.
     pub fn slice(self, skip: usize, len: usize) -> Self {
-        let mut tail = Self {
-            limit: len.min(self.limit.saturating_sub(skip)),
-            ..self
-        };
+        let mut tail = Self { limit: len.min(self.limit.saturating_sub(skip)), ..self };
         tail.skip = self.skip.saturating_add(skip);
         while let Some((first, rest)) = tail.list.split_first() {
             if tail.skip < first.len() {
@@ -278,10 +246,7 @@ pub fn write_frame(
     head: &[u8],
     tail: Tail<'_>,
 ) -> io::Result<usize> {
-    const EMPTY: libc::iovec = libc::iovec {
-        iov_base: std::ptr::null_mut(),
-        iov_len: 0,
-    };
+    const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
     let local = |bytes: &[u8]| libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
@@ -296,10 +261,9 @@ pub fn write_frame(
         &mut many
     };
     let mut count = 0;
-    let pieces = tail.pieces().map(|(ptr, len)| libc::iovec {
-        iov_base: ptr.cast_mut().cast(),
-        iov_len: len,
-    });
+    let pieces = tail
+        .pieces()
+        .map(|(ptr, len)| libc::iovec { iov_base: ptr.cast_mut().cast(), iov_len: len });
     for piece in [local(vnet), local(head)].into_iter().chain(pieces) {
         let slot = iov.get_mut(count).ok_or(io::ErrorKind::InvalidInput)?;
         *slot = piece;
@@ -308,11 +272,7 @@ pub fn write_frame(
     // SAFETY: `count` entries of `iov` are initialised and describe readable memory that is
     // borrowed for this call; the kernel only reads it.
     let n = unsafe { libc::writev(fd.as_raw_fd(), iov.as_ptr(), count as i32) };
-    if n < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(n as usize)
-    }
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
 }
 
 #[cfg(test)]
@@ -399,10 +359,7 @@ mod tests {
             assert!(segs.push(0x1000 + i, 1));
         }
         let (a, b) = std::os::unix::net::UnixDatagram::pair().unwrap();
-        assert_eq!(
-            write_frame(a.as_fd(), b"vnet", b"head", segs.tail(0..4)).unwrap(),
-            12
-        );
+        assert_eq!(write_frame(a.as_fd(), b"vnet", b"head", segs.tail(0..4)).unwrap(), 12);
         let mut out = [0u8; 64];
         let n = b.recv(&mut out).unwrap();
         assert_eq!(out.get(..n).unwrap(), b"vnetheadtail");

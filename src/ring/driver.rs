@@ -43,12 +43,7 @@ impl Driver {
             file: file.try_clone().unwrap(),
         };
         let mem = Arc::new(RegionMap::map(vec![spec(0), spec(half)]).unwrap());
-        Self {
-            file,
-            size,
-            avail_idx: 0,
-            mem,
-        }
+        Self { file, size, avail_idx: 0, mem }
     }
 
     /// Guest address of the border between the two regions.
@@ -70,12 +65,7 @@ impl Driver {
     }
 
     pub fn address(&self) -> RingAddress {
-        RingAddress {
-            desc: USER,
-            avail: USER + AVAIL,
-            used: USER + USED,
-            log_guest_addr: None,
-        }
+        RingAddress { desc: USER, avail: USER + AVAIL, used: USER + USED, log_guest_addr: None }
     }
 
     pub fn write(&self, guest_addr: u64, bytes: &[u8]) {
@@ -84,9 +74,7 @@ impl Driver {
 
     pub fn read(&self, guest_addr: u64, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
-        self.file
-            .read_exact_at(&mut out, guest_addr - BASE)
-            .unwrap();
+        self.file.read_exact_at(&mut out, guest_addr - BASE).unwrap();
         out
     }
 
@@ -104,10 +92,7 @@ impl Driver {
     }
 
     pub fn desc(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
-        self.write(
-            BASE + 16 * u64::from(index),
-            &Self::desc_bytes(addr, len, flags, next),
-        );
+        self.write(BASE + 16 * u64::from(index), &Self::desc_bytes(addr, len, flags, next));
     }
 
     /// Makes a chain of consecutive descriptors from `first`, over (address, length) buffers.
@@ -137,10 +122,7 @@ impl Driver {
     }
 
     pub fn set_used_event(&self, event: u16) {
-        self.write(
-            BASE + AVAIL + 4 + 2 * u64::from(self.size),
-            &event.to_le_bytes(),
-        );
+        self.write(BASE + AVAIL + 4 + 2 * u64::from(self.size), &event.to_le_bytes());
     }
 
     pub fn avail_event(&self) -> u16 {

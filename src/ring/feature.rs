@@ -38,9 +38,7 @@ pub const HOST_USO: u64 = 1 << 56;
 
 fn offloads(features: u64, map: &[(u64, Offloads)]) -> Offloads {
     let has = |bits: u64| features & bits == bits;
-    map.iter()
-        .filter(|(bits, _)| has(*bits))
-        .fold(Offloads::empty(), |set, (_, o)| set | *o)
+    map.iter().filter(|(bits, _)| has(*bits)).fold(Offloads::empty(), |set, (_, o)| set | *o)
 }
 
 /// What a driver with these features accepts in frames that it receives.

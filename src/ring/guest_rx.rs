@@ -75,7 +75,7 @@ impl Ring {
         }
         let live = self.live.as_deref_mut()?;
         // Nothing is to be done when the guest posts buffers: spare it the kicks.
-        if live.split.kicks_wanted {
+        if live.split.kicks_wanted != Some(false) {
             live.split.suppress_kicks();
         }
         Some(Receiver { live })
@@ -159,9 +159,7 @@ impl Live {
     /// Reads one chain, checks and translates it.
     #[inline]
     fn add_buffer(&mut self, head: u16) {
-        let Self {
-            split, mem, ahead, ..
-        } = self;
+        let Self { split, mem, ahead, .. } = self;
         let pieces = &mut ahead.pieces;
         let begin = pieces.len();
         let (mut len, mut hint) = (0u32, 0);
@@ -180,11 +178,7 @@ impl Live {
                     }
                     prefetch::write(ptr.as_ptr());
                     prefetch::write(ptr.as_ptr().wrapping_add(64));
-                    pieces.push_back(Piece {
-                        ptr,
-                        len: n,
-                        guest_addr: addr,
-                    });
+                    pieces.push_back(Piece { ptr, len: n, guest_addr: addr });
                     left -= n;
                     len = len.saturating_add(n);
                     addr = addr.saturating_add(u64::from(n));
@@ -258,13 +252,7 @@ impl<'a> Writer<'a> {
     #[inline]
     fn new(pieces: &'a VecDeque<Piece>, log: Option<&'a DirtyLog>) -> Self {
         let at = NonNull::dangling().as_ptr();
-        Self {
-            pieces: pieces.iter(),
-            at,
-            left: 0,
-            guest_addr: 0,
-            log,
-        }
+        Self { pieces: pieces.iter(), at, left: 0, guest_addr: 0, log }
     }
 
     /// Appends `len` bytes from `src`.

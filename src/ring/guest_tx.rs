@@ -68,20 +68,13 @@ impl Ring {
         };
         let live = self.live.as_deref_mut()?;
         let wanted = usize::from(available).min(BURST).min(frames.len());
-        let mut chains = Chains {
-            first: [None; BURST],
-            segments: std::array::from_fn(|_| 0..0),
-        };
+        let mut chains = Chains { first: [None; BURST], segments: std::array::from_fn(|_| 0..0) };
         live.read_first(wanted, &mut chains);
         let live = &*live;
         let mut segments = pool.guest(&live.mem);
         let (taken, bad_chains) = live.walk_chains(wanted, &mut chains, &mut segments);
-        let (good, bad_lengths) = fetch_heads(
-            live.header,
-            &chains.segments[..taken],
-            &mut segments,
-            frames,
-        );
+        let (good, bad_lengths) =
+            fetch_heads(live.header, &chains.segments[..taken], &mut segments, frames);
         Some(TxBurst {
             frames: frames.get_mut(..good)?,
             segments,

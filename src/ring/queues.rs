@@ -20,11 +20,7 @@ pub struct Queues {
 impl Queues {
     /// The rings of `pairs` queue pairs.
     pub fn new(pairs: u16) -> Self {
-        Self {
-            cells: (0..usize::from(pairs) * 2)
-                .map(|_| Cell::default())
-                .collect(),
-        }
+        Self { cells: (0..usize::from(pairs) * 2).map(|_| Cell::default()).collect() }
     }
 
     /// How many rings there are: two for each pair.

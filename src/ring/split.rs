@@ -67,8 +67,9 @@ pub struct SplitRing {
     published: u16,
     event_idx: bool,
     indirect: bool,
-    /// Whether the driver was asked to kick.
-    pub kicks_wanted: bool,
+    /// Whether the driver was asked to kick; None until one of both was said: the guest's memory
+    /// may still hold what an earlier device wanted.
+    pub kicks_wanted: Option<bool>,
     /// No notification decision was made yet: the next one is "yes".
     never_notified: bool,
 }
@@ -88,8 +89,7 @@ impl SplitRing {
     ) -> Result<Self, RingError> {
         let n = u64::from(size);
         let find = |what, addr, len, align| {
-            mem.translate_user(addr, len, align)
-                .ok_or(RingError::Address { what, addr })
+            mem.translate_user(addr, len, align).ok_or(RingError::Address { what, addr })
         };
         // Each ring is followed by one word for the event index.
         let (desc, _) = find("descriptor table", address.desc, n * 16, 16)?;
@@ -105,7 +105,7 @@ impl SplitRing {
             published: 0,
             event_idx: features & feature::EVENT_IDX != 0,
             indirect: features & feature::INDIRECT_DESC != 0,
-            kicks_wanted: true,
+            kicks_wanted: None,
             never_notified: true,
         };
         // SAFETY: the used ring's header was located above.
@@ -214,12 +214,7 @@ impl SplitRing {
         // The entries, and the buffers behind them, are seen before the index.
         fence(Ordering::Release);
         // SAFETY: the used ring's header was located, and is 4-byte aligned.
-        unsafe {
-            self.used
-                .add(2)
-                .cast::<u16>()
-                .write_volatile(self.next.to_le())
-        };
+        unsafe { self.used.add(2).cast::<u16>().write_volatile(self.next.to_le()) };
         true
     }
 
@@ -229,10 +224,7 @@ impl SplitRing {
         let mut at = self.published;
         while at != self.next {
             let slot = u64::from(at & self.mask());
-            log.mark(
-                base.saturating_add(RING_HEADER as u64 + USED_SIZE as u64 * slot),
-                8,
-            );
+            log.mark(base.saturating_add(RING_HEADER as u64 + USED_SIZE as u64 * slot), 8);
             at = at.wrapping_add(1);
         }
         log.mark(base, RING_HEADER as u64);
@@ -264,7 +256,7 @@ impl SplitRing {
 
     /// Asks the driver not to kick: for a ring that is polled or needs no attention.
     pub fn suppress_kicks(&mut self) {
-        self.kicks_wanted = false;
+        self.kicks_wanted = Some(false);
         if !self.event_idx {
             self.write_used_flags(USED_F_NO_NOTIFY);
         }
@@ -274,16 +266,11 @@ impl SplitRing {
     /// Asks the driver to kick for the next buffer. The caller looks at the ring once more
     /// after it: a buffer that came before this call brings no kick.
     pub fn request_kicks(&mut self) {
-        self.kicks_wanted = true;
+        self.kicks_wanted = Some(true);
         if self.event_idx {
             let offset = RING_HEADER + USED_SIZE * usize::from(self.size);
             // SAFETY: `avail_event` is the word behind the used ring; it was located.
-            unsafe {
-                self.used
-                    .add(offset)
-                    .cast::<u16>()
-                    .write_volatile(self.next.to_le())
-            };
+            unsafe { self.used.add(offset).cast::<u16>().write_volatile(self.next.to_le()) };
         } else {
             self.write_used_flags(0);
         }
@@ -307,17 +294,9 @@ unsafe fn read_desc(at: *const u8) -> Desc {
     // SAFETY: the caller's promise.
     let (addr, rest) = unsafe {
         let words = at.cast::<u64>();
-        (
-            u64::from_le(words.read_volatile()),
-            u64::from_le(words.add(1).read_volatile()),
-        )
+        (u64::from_le(words.read_volatile()), u64::from_le(words.add(1).read_volatile()))
     };
-    Desc {
-        addr,
-        len: rest as u32,
-        flags: (rest >> 32) as u16,
-        next: (rest >> 48) as u16,
-    }
+    Desc { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
 }
 
 /// Walks the table of an indirect descriptor (section 2.7.5.3).
@@ -331,9 +310,7 @@ fn walk_indirect(
     if count == 0 || !(table.len as usize).is_multiple_of(DESC_SIZE) {
         return Err(BadChain);
     }
-    let (base, piece) = mem
-        .translate(table.addr, table.len, &mut 0)
-        .ok_or(BadChain)?;
+    let (base, piece) = mem.translate(table.addr, table.len, &mut 0).ok_or(BadChain)?;
     if piece != table.len || !(base.as_ptr() as usize).is_multiple_of(8) {
         return Err(BadChain);
     }

@@ -31,10 +31,7 @@ fn take(ring: &mut Ring) -> Option<Taken> {
     let burst = ring.receive(&mut pool, &mut frames)?;
     let read = |frame: &Frame| {
         let mut bytes = frame.head().to_vec();
-        burst
-            .segments
-            .tail(frame.tail.clone())
-            .read(|b| bytes.extend_from_slice(b));
+        burst.segments.tail(frame.tail.clone()).read(|b| bytes.extend_from_slice(b));
         assert_eq!(bytes.len(), frame.len as usize);
         bytes
     };
@@ -171,10 +168,7 @@ fn an_impossible_index_stops_the_ring_and_signals_the_frontend() {
     assert!(take(&mut ring).is_none());
     assert!(!ring.is_running());
     assert_eq!(err.read().unwrap(), 1);
-    assert!(
-        !ring.start_if_ready().unwrap(),
-        "only the frontend starts it again"
-    );
+    assert!(!ring.start_if_ready().unwrap(), "only the frontend starts it again");
 }
 
 #[test]
@@ -199,23 +193,14 @@ fn bursts_are_bounded_in_frames_and_bytes_and_wrap_around() {
         driver.desc(head, BUFFERS, 60_000, 0, 0);
         driver.offer(head);
     }
-    assert_eq!(
-        take(&mut ring).unwrap().taken,
-        5,
-        "256 KiB and the frame that passes them"
-    );
+    assert_eq!(take(&mut ring).unwrap().taken, 5, "256 KiB and the frame that passes them");
 }
 
 /// Sends one frame to a receive ring.
 fn put(ring: &mut Ring, frame: &[u8]) -> Result<(), RxFault> {
     let mut receiver = ring.transmit().unwrap();
     receiver.prepare();
-    let done = receiver.deliver(
-        VnetHeader::default(),
-        frame.len() as u32,
-        frame,
-        Tail::EMPTY,
-    );
+    let done = receiver.deliver(VnetHeader::default(), frame.len() as u32, frame, Tail::EMPTY);
     ring.finish_burst();
     done
 }
@@ -233,10 +218,7 @@ fn a_frame_is_merged_over_buffers_and_each_gets_its_length() {
     let frame: Vec<u8> = (0..238).map(|i| i as u8).collect();
     put(&mut ring, &frame).unwrap();
     assert_eq!(driver.used_idx(), 3);
-    assert_eq!(
-        [driver.used(0), driver.used(1), driver.used(2)],
-        [(0, 100), (2, 100), (4, 50)]
-    );
+    assert_eq!([driver.used(0), driver.used(1), driver.used(2)], [(0, 100), (2, 100), (4, 50)]);
     let header = driver.read(BUFFERS, 12);
     assert_eq!(header, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0], "num_buffers");
     let mut got = driver.read(BUFFERS + 12, 38);
@@ -261,11 +243,7 @@ fn without_mergeable_buffers_one_buffer_holds_the_frame_or_it_is_refused() {
     assert_eq!(put(&mut ring, &[8; 20]), Ok(()));
     assert_eq!(put(&mut ring, &[9; 20]), Err(RxFault::Full));
     assert_eq!((driver.used(0), driver.used(1)), ((0, 112), (1, 32)));
-    assert_eq!(
-        driver.read(BUFFERS + 10, 2),
-        [1, 0],
-        "num_buffers is 1 (section 5.1.6.3.1)"
-    );
+    assert_eq!(driver.read(BUFFERS + 10, 2), [1, 0], "num_buffers is 1 (section 5.1.6.3.1)");
 }
 
 #[test]
@@ -290,10 +268,7 @@ fn a_bad_receive_buffer_is_given_back_empty_and_the_next_is_used() {
         driver.offer(head);
     }
     put(&mut ring, &[7; 60]).unwrap();
-    assert_eq!(
-        [driver.used(0), driver.used(1), driver.used(2)],
-        [(0, 0), (1, 0), (2, 72)]
-    );
+    assert_eq!([driver.used(0), driver.used(1), driver.used(2)], [(0, 0), (1, 0), (2, 72)]);
     assert_eq!(driver.used_idx(), 3);
 }
 
@@ -336,10 +311,7 @@ fn calls_honour_no_interrupt_and_used_event() {
         let features = MODERN | if event_idx { feature::EVENT_IDX } else { 0 };
         let mut ring = driver.ring(features);
         ring.set_call(Some(call.try_clone().unwrap()));
-        assert!(
-            called(),
-            "a new call descriptor on a running ring is signalled"
-        );
+        assert!(called(), "a new call descriptor on a running ring is signalled");
         for head in 0..16 {
             driver.desc(head, BUFFERS, 100, WRITE, 0);
             driver.offer(head);
@@ -376,10 +348,7 @@ fn kicks_are_requested_and_suppressed() {
             assert_eq!(driver.used_flags(), 1);
         }
         driver.offer(0);
-        assert!(
-            ring.want_kicks(true),
-            "a buffer came while kicks were suppressed"
-        );
+        assert!(ring.want_kicks(true), "a buffer came while kicks were suppressed");
         assert_eq!(driver.used_flags(), 0);
         take(&mut ring).unwrap();
         ring.want_kicks(false);
@@ -430,18 +399,9 @@ fn memory_and_addresses_can_change_while_it_runs() {
     ring.set_memory(Some(std::sync::Arc::clone(&driver.mem)));
     assert!(ring.start_if_ready().unwrap());
     put(&mut ring, &[1; 60]).unwrap();
-    let bad = RingAddress {
-        used: 0x123,
-        ..driver.address()
-    };
+    let bad = RingAddress { used: 0x123, ..driver.address() };
     ring.set_address(bad).unwrap();
-    assert!(matches!(
-        ring.start_if_ready(),
-        Err(RingError::Address {
-            what: "used ring",
-            ..
-        })
-    ));
+    assert!(matches!(ring.start_if_ready(), Err(RingError::Address { what: "used ring", .. })));
     assert!(!ring.is_running());
     ring.set_address(driver.address()).unwrap();
     assert!(ring.start_if_ready().unwrap());

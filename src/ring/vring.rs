@@ -193,13 +193,9 @@ impl Ring {
     ///
     /// [`RingError::Address`]: it stays stopped until the next change.
     pub fn start_if_ready(&mut self) -> Result<bool, RingError> {
-        let (None, true, Some(size), Some(address), Some(mem)) = (
-            &self.live,
-            self.started,
-            self.size,
-            &self.address,
-            &self.mem,
-        ) else {
+        let (None, true, Some(size), Some(address), Some(mem)) =
+            (&self.live, self.started, self.size, &self.address, &self.mem)
+        else {
             return Ok(false);
         };
         let split = SplitRing::locate(mem, size, address, self.features)?;
@@ -211,11 +207,7 @@ impl Ring {
             heads: [0; BURST],
             mem: Arc::clone(mem),
             log: self.log.clone().filter(|_| logs),
-            header: if has(feature::VERSION_1) || has(feature::MRG_RXBUF) {
-                12
-            } else {
-                10
-            },
+            header: if has(feature::VERSION_1) || has(feature::MRG_RXBUF) { 12 } else { 10 },
             mergeable: has(feature::MRG_RXBUF),
         }));
         Ok(true)
@@ -257,10 +249,7 @@ impl Ring {
         self.publish();
         // The index is seen before the driver's wish is read (section 2.7.7.2).
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        let wanted = self
-            .live
-            .as_mut()
-            .is_some_and(|live| live.split.needs_call());
+        let wanted = self.live.as_mut().is_some_and(|live| live.split.needs_call());
         wanted && self.call_guest()
     }
 
@@ -277,12 +266,12 @@ impl Ring {
             return false;
         };
         if wanted {
-            if !live.split.kicks_wanted {
+            if live.split.kicks_wanted != Some(true) {
                 live.split.request_kicks();
             }
             return !matches!(live.split.available(0), Ok(0));
         }
-        if live.split.kicks_wanted {
+        if live.split.kicks_wanted != Some(false) {
             live.split.suppress_kicks();
         }
         false

@@ -8,10 +8,7 @@ use std::io;
 /// # Errors
 /// The error of `getrlimit(2)` or `setrlimit(2)`; a sandbox may forbid them.
 pub fn raise_nofile() -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit for the call to fill in.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
         return Err(io::Error::last_os_error());
@@ -32,10 +29,7 @@ mod tests {
     fn soft_limit_reaches_the_hard_one() {
         let limit = super::raise_nofile().unwrap();
         let text = std::fs::read_to_string("/proc/self/limits").unwrap();
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("Max open files"))
-            .unwrap();
+        let line = text.lines().find(|line| line.starts_with("Max open files")).unwrap();
         let mut columns = line.split_whitespace().skip(3);
         assert_eq!(columns.next(), Some(limit.to_string().as_str()));
         assert_eq!(columns.next(), Some(limit.to_string().as_str()));

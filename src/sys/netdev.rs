@@ -34,10 +34,7 @@ pub(super) fn is_valid_name(name: &str) -> bool {
 pub(super) fn request(name: &str) -> libc::ifreq {
     // SAFETY: ifreq is plain data, all zeroes is a valid value of each of its members.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name[..NAME_LEN - 1]
-        .iter_mut()
-        .zip(name.bytes())
-    {
+    for (to, from) in request.ifr_name[..NAME_LEN - 1].iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     request
@@ -75,10 +72,7 @@ impl NetDevice {
         }
         // SAFETY: socket just returned this descriptor, nobody else owns it.
         let control = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self {
-            control,
-            name: name.to_owned(),
-        })
+        Ok(Self { control, name: name.to_owned() })
     }
 
     /// Largest packet in bytes, without the link-layer header.
@@ -184,10 +178,7 @@ impl NetDevice {
 }
 
 fn text(bytes: &[u8]) -> String {
-    let end = bytes
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(bytes.len());
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
 }
 
@@ -200,18 +191,7 @@ mod tests {
         for good in ["a", "rs0", "vm-1.uplink_2", "123456789012345"] {
             assert!(is_valid_name(good), "{good}");
         }
-        for bad in [
-            "",
-            ".",
-            "..",
-            "1234567890123456",
-            "a/b",
-            "a:b",
-            "a b",
-            "tap%d",
-            "a\0b",
-            "ä",
-        ] {
+        for bad in ["", ".", "..", "1234567890123456", "a/b", "a:b", "a b", "tap%d", "a\0b", "ä"] {
             assert!(!is_valid_name(bad), "{bad}");
         }
     }

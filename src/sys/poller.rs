@@ -52,10 +52,7 @@ impl Events {
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         let empty = epoll::Event::new(epoll::Events::empty(), 0);
-        Self {
-            buffer: vec![empty; capacity.max(1)].into_boxed_slice(),
-            ready: 0,
-        }
+        Self { buffer: vec![empty; capacity.max(1)].into_boxed_slice(), ready: 0 }
     }
 
     /// The tokens of the last wait.
@@ -200,11 +197,7 @@ mod tests {
         kick.write(1).unwrap();
         kick.write(1).unwrap();
         kick.write(1).unwrap();
-        assert_eq!(
-            look(&poller, &mut events),
-            [7],
-            "writes between two waits are one event"
-        );
+        assert_eq!(look(&poller, &mut events), [7], "writes between two waits are one event");
         assert_eq!(look(&poller, &mut events), NONE);
         assert_eq!(kick.read().unwrap(), 8, "the counter was never touched");
     }

@@ -83,11 +83,7 @@ mod tests {
             "SIGINT" => raise(SIGINT),
             "SIGUSR1" => {
                 raise(SIGUSR1);
-                assert_eq!(
-                    signals.wait(),
-                    Event::DumpStatistics,
-                    "not deadly while ending"
-                );
+                assert_eq!(signals.wait(), Event::DumpStatistics, "not deadly while ending");
             }
             _ => {}
         }

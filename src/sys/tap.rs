@@ -65,11 +65,7 @@ pub enum TapError {
          device beforehand with `ip tuntap add {name} mode tap user USER vnet_hdr`, `ip link set \
          {name} up`, and its MTU and bridge as configured"
     )]
-    NotPermitted {
-        name: String,
-        action: &'static str,
-        source: io::Error,
-    },
+    NotPermitted { name: String, action: &'static str, source: io::Error },
     #[error("device {name} is in use by another process: stop it, or choose another name")]
     Busy { name: String },
     #[error("device {name} exists and is {kind}, not a TAP device: choose another name")]
@@ -80,11 +76,7 @@ pub enum TapError {
     )]
     MultiQueue { name: String },
     #[error("device {name} cannot have an MTU of {mtu}: use 68 to 65521")]
-    Mtu {
-        name: String,
-        mtu: u32,
-        source: io::Error,
-    },
+    Mtu { name: String, mtu: u32, source: io::Error },
     #[error(
         "cannot add device {name} to bridge {bridge}, which does not exist: create it with `ip \
          link add {bridge} type bridge`"
@@ -98,11 +90,7 @@ pub enum TapError {
     )]
     OtherBridge { name: String, bridge: String },
     #[error("cannot {action} device {name}")]
-    System {
-        name: String,
-        action: &'static str,
-        source: io::Error,
-    },
+    System { name: String, action: &'static str, source: io::Error },
 }
 
 /// An open TAP device. See the module's text.
@@ -123,9 +111,7 @@ impl Tap {
     /// See [`TapError`]. A device that this call created is gone again.
     pub fn open(name: &str, options: &TapOptions) -> Result<Self, TapError> {
         if !netdev::is_valid_name(name) {
-            return Err(TapError::InvalidName {
-                name: name.to_owned(),
-            });
+            return Err(TapError::InvalidName { name: name.to_owned() });
         }
         let failed = |action| move |source| classify(name, action, source);
         let file = OpenOptions::new()
@@ -135,10 +121,7 @@ impl Tap {
             .open(TUN_DEVICE)
             .map_err(|source| match source.kind() {
                 io::ErrorKind::PermissionDenied => classify(name, "create", source),
-                _ => TapError::NoDriver {
-                    name: name.to_owned(),
-                    source,
-                },
+                _ => TapError::NoDriver { name: name.to_owned(), source },
             })?;
         let device = NetDevice::new(name).map_err(failed("configure"))?;
         attach(&file, name).map_err(|source| explain_attach(&device, name, source))?;
@@ -152,13 +135,7 @@ impl Tap {
         device.set_up().map_err(failed("bring up"))?;
         let mac = device.mac().map_err(failed("read the address of"))?;
         let mtu = device.mtu().map_err(failed("read the MTU of"))?;
-        Ok(Self {
-            file,
-            name: name.to_owned(),
-            mac,
-            mtu,
-            has_uso,
-        })
+        Ok(Self { file, name: name.to_owned(), mac, mtu, has_uso })
     }
 
     /// The device's name.
@@ -227,23 +204,12 @@ fn explain_attach(device: &NetDevice, name: &str, source: io::Error) -> TapError
     }
     match device.driver() {
         Ok((driver, bus)) if driver == "tun" && bus == "tap" => TapError::MultiQueue { name },
-        Ok((driver, bus)) if driver == "tun" && bus == "tun" => TapError::NotATap {
-            name,
-            kind: "a TUN device (IP packets without Ethernet)".into(),
-        },
-        Ok((driver, _)) => TapError::NotATap {
-            name,
-            kind: format!("a {driver} device"),
-        },
-        Err(_) if device.index().is_ok() => TapError::NotATap {
-            name,
-            kind: "another kind".into(),
-        },
-        Err(_) => TapError::System {
-            name,
-            action: "create or attach to",
-            source,
-        },
+        Ok((driver, bus)) if driver == "tun" && bus == "tun" => {
+            TapError::NotATap { name, kind: "a TUN device (IP packets without Ethernet)".into() }
+        }
+        Ok((driver, _)) => TapError::NotATap { name, kind: format!("a {driver} device") },
+        Err(_) if device.index().is_ok() => TapError::NotATap { name, kind: "another kind".into() },
+        Err(_) => TapError::System { name, action: "create or attach to", source },
     }
 }
 
@@ -270,11 +236,7 @@ fn set_mtu(device: &NetDevice, name: &str, mtu: u32) -> Result<(), TapError> {
         return Ok(());
     }
     device.set_mtu(mtu).map_err(|source| match source.kind() {
-        io::ErrorKind::InvalidInput => TapError::Mtu {
-            name: name.to_owned(),
-            mtu,
-            source,
-        },
+        io::ErrorKind::InvalidInput => TapError::Mtu { name: name.to_owned(), mtu, source },
         _ => classify(name, "set the MTU of", source),
     })
 }
@@ -284,62 +246,38 @@ fn enslave(device: &NetDevice, name: &str, bridge: &str) -> Result<(), TapError>
     let failed = |source| classify(name, action, source);
     let (name_of, bridge_of) = (|| name.to_owned(), || bridge.to_owned());
     if !netdev::is_valid_name(bridge) {
-        return Err(TapError::NoBridge {
-            name: name_of(),
-            bridge: bridge_of(),
-        });
+        return Err(TapError::NoBridge { name: name_of(), bridge: bridge_of() });
     }
     let bridge = NetDevice::new(bridge).map_err(failed)?;
     if bridge.index().is_err() {
-        return Err(TapError::NoBridge {
-            name: name_of(),
-            bridge: bridge_of(),
-        });
+        return Err(TapError::NoBridge { name: name_of(), bridge: bridge_of() });
     }
     // Before any request that only a bridge understands: other drivers have their own meaning.
     if !bridge.driver().is_ok_and(|(driver, _)| driver == "bridge") {
-        return Err(TapError::NotABridge {
-            name: name_of(),
-            bridge: bridge_of(),
-        });
+        return Err(TapError::NotABridge { name: name_of(), bridge: bridge_of() });
     }
     let port = device.index().map_err(failed)?;
     if bridge.bridge_has(port).is_ok_and(|member| member) {
         return Ok(());
     }
-    bridge
-        .bridge_add(port)
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::ResourceBusy => TapError::OtherBridge {
-                name: name_of(),
-                bridge: bridge_of(),
-            },
-            _ => classify(name, action, source),
-        })
+    bridge.bridge_add(port).map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => {
+            TapError::OtherBridge { name: name_of(), bridge: bridge_of() }
+        }
+        _ => classify(name, action, source),
+    })
 }
 
 fn classify(name: &str, action: &'static str, source: io::Error) -> TapError {
     let name = name.to_owned();
     match source.kind() {
-        io::ErrorKind::PermissionDenied => TapError::NotPermitted {
-            name,
-            action,
-            source,
-        },
-        _ => TapError::System {
-            name,
-            action,
-            source,
-        },
+        io::ErrorKind::PermissionDenied => TapError::NotPermitted { name, action, source },
+        _ => TapError::System { name, action, source },
     }
 }
 
 fn done(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -21,10 +21,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 /// Runs `ip` with the words of `command` in this thread's namespace and returns its output.
 fn ip(command: &str) -> String {
-    let output = Command::new("ip")
-        .args(command.split_whitespace())
-        .output()
-        .unwrap();
+    let output = Command::new("ip").args(command.split_whitespace()).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "ip {command}: {errors}");
     String::from_utf8(output.stdout).unwrap()
@@ -35,10 +32,7 @@ fn open(name: &str) -> Result<Tap, TapError> {
 }
 
 fn with(mtu: Option<u32>, bridge: Option<&str>) -> TapOptions {
-    TapOptions {
-        mtu,
-        bridge: bridge.map(str::to_owned),
-    }
+    TapOptions { mtu, bridge: bridge.map(str::to_owned) }
 }
 
 /// The next IPv4 frame, past the host's own IPv6 chatter.
@@ -48,11 +42,7 @@ fn read_ipv4(tap: &Tap) -> Vec<u8> {
     let mut buf = vec![0xaa; READ_BUFFER_LEN];
     loop {
         let limit = std::time::Duration::from_secs(10);
-        assert_eq!(
-            poller.wait(&mut events, Some(limit)).unwrap(),
-            1,
-            "no frame came"
-        );
+        assert_eq!(poller.wait(&mut events, Some(limit)).unwrap(), 1, "no frame came");
         let length = tap.read(&mut buf).unwrap();
         if buf[24..26] == [0x08, 0x00] {
             return buf[..length].to_vec();
@@ -66,10 +56,7 @@ fn creates_configures_and_removes_a_device() {
         let tap = Tap::open("rs0", &with(Some(9000), None)).unwrap();
         assert_eq!((tap.name(), tap.mtu()), ("rs0", 9000));
         let link = ip("-d link show rs0");
-        assert!(
-            link.contains("mtu 9000") && link.contains(",UP,LOWER_UP"),
-            "{link}"
-        );
+        assert!(link.contains("mtu 9000") && link.contains(",UP,LOWER_UP"), "{link}");
         assert!(link.contains("tun type tap pi off vnet_hdr on"), "{link}");
         let mac: Vec<String> = tap.mac().iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(link.contains(&mac.join(":")), "{link}");
@@ -107,10 +94,7 @@ fn joins_a_bridge_once() {
         assert!(matches!(error, TapError::NoBridge { .. }), "{error}");
         let error = Tap::open("rs1", &with(None, Some("lo"))).unwrap_err();
         assert!(matches!(error, TapError::NotABridge { .. }), "{error}");
-        assert!(
-            !ip("link show").contains("rs1"),
-            "a failed open leaves nothing"
-        );
+        assert!(!ip("link show").contains("rs1"), "a failed open leaves nothing");
     });
 }
 
@@ -157,10 +141,7 @@ fn the_stack_hands_over_offloads() {
         }
         ip("link set rs0 down");
         while tap.read(&mut none).is_ok() {}
-        assert_eq!(
-            tap.read(&mut none).unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
-        );
+        assert_eq!(tap.read(&mut none).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(tap.read(&mut none[..11]).is_err());
     });
 }

@@ -17,11 +17,7 @@ pub fn pin_current(cpu: usize) -> io::Result<()> {
     unsafe { libc::CPU_SET(cpu, &mut set) };
     // SAFETY: `set` is valid for its size; 0 means the calling thread.
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Names the calling thread in `ps -L` and `top -H`; the kernel keeps the first 15 bytes.
@@ -58,15 +54,8 @@ mod tests {
 
     #[test]
     fn absent_processors_are_refused() {
-        for cpu in [
-            libc::CPU_SETSIZE as usize - 1,
-            libc::CPU_SETSIZE as usize,
-            usize::MAX,
-        ] {
-            assert_eq!(
-                pin_current(cpu).unwrap_err().kind(),
-                io::ErrorKind::InvalidInput
-            );
+        for cpu in [libc::CPU_SETSIZE as usize - 1, libc::CPU_SETSIZE as usize, usize::MAX] {
+            assert_eq!(pin_current(cpu).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
     }
 }

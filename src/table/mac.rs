@@ -103,10 +103,7 @@ struct Bucket {
 
 impl Bucket {
     fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
-        self.entries
-            .iter()
-            .zip(&self.seen)
-            .map(|(entry, seen)| Slot { entry, seen })
+        self.entries.iter().zip(&self.seen).map(|(entry, seen)| Slot { entry, seen })
     }
 
     /// The slot of `mac`, and its entry. All eight words are compared without a branch: where the
@@ -197,10 +194,8 @@ impl MacTable {
     pub fn new(config: &MacTableConfig, ports_max: usize) -> Self {
         let slots = (config.capacity.clamp(1, CAPACITY_MAX) * 2).next_power_of_two();
         let buckets = (slots / BUCKET_LEN).max(2);
-        let unlimited = || PortCount {
-            entries: AtomicU32::new(0),
-            limit: AtomicU32::new(u32::MAX),
-        };
+        let unlimited =
+            || PortCount { entries: AtomicU32::new(0), limit: AtomicU32::new(u32::MAX) };
         Self {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             ports: (0..ports_max).map(|_| unlimited()).collect(),
@@ -262,10 +257,7 @@ impl MacTable {
     /// How many addresses it holds, old ones included that [`expire`](Self::expire) didn't meet.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.ports
-            .iter()
-            .map(|count| count.entries.load(Relaxed) as usize)
-            .sum()
+        self.ports.iter().map(|count| count.entries.load(Relaxed) as usize).sum()
     }
 
     /// Whether it holds no address.
@@ -278,8 +270,7 @@ impl MacTable {
     /// port's limit, unless that was lowered.
     #[must_use]
     pub fn port_len(&self, port: u16) -> u32 {
-        self.count_of(port)
-            .map_or(0, |count| count.entries.load(Relaxed))
+        self.count_of(port).map_or(0, |count| count.entries.load(Relaxed))
     }
 
     /// Calls `f` with each live address, its port and its age in seconds, in no order. What other
@@ -348,12 +339,9 @@ impl MacTable {
             return Learned::LimitReached;
         }
         let (slot, learned) = match known {
-            Some((slot, entry)) if slot.age(now) <= self.ageing_secs => (
-                slot,
-                Learned::Moved {
-                    from: port_of(entry),
-                },
-            ),
+            Some((slot, entry)) if slot.age(now) <= self.ageing_secs => {
+                (slot, Learned::Moved { from: port_of(entry) })
+            }
             Some((slot, _)) => (slot, Learned::New),
             None => match self.choose_slot(mac, port, now) {
                 Some(slot) => (slot, Learned::New),
@@ -374,14 +362,8 @@ impl MacTable {
             |slot: &Slot<'_>| slot.entry.load(Relaxed) == EMPTY || slot.age(now) > self.ageing_secs;
         let [first, second] =
             candidates.map(|bucket| BUCKET_LEN - bucket.slots().filter(is_free).count());
-        let order = if first > PREFERRED_LOAD && second < first {
-            [1, 0]
-        } else {
-            [0, 1]
-        };
-        let free = order
-            .into_iter()
-            .find_map(|index| candidates[index].slots().find(is_free));
+        let order = if first > PREFERRED_LOAD && second < first { [1, 0] } else { [0, 1] };
+        let free = order.into_iter().find_map(|index| candidates[index].slots().find(is_free));
         free.or_else(|| {
             let own = |slot: &Slot<'_>| port_of(slot.entry.load(Relaxed)) == port;
             let slots = candidates.into_iter().flat_map(Bucket::slots);
@@ -421,9 +403,7 @@ impl MacTable {
 
 impl std::fmt::Debug for MacTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MacTable")
-            .field("len", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("MacTable").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 

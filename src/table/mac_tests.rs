@@ -8,14 +8,7 @@ use super::*;
 const AGEING: u32 = 300;
 
 fn table(capacity: usize, ports_max: usize) -> MacTable {
-    MacTable::new(
-        &MacTableConfig {
-            capacity,
-            ageing_secs: AGEING,
-            seed: 1,
-        },
-        ports_max,
-    )
+    MacTable::new(&MacTableConfig { capacity, ageing_secs: AGEING, seed: 1 }, ports_max)
 }
 
 /// The n-th of many distinct unicast addresses, as a guest would invent them.
@@ -34,19 +27,11 @@ fn contents(table: &MacTable, now: u32) -> HashMap<u64, u16> {
     let mut found = HashMap::new();
     let mut by_port: HashMap<u16, u32> = HashMap::new();
     table.for_each(now, |mac, port, _| {
-        assert_eq!(
-            found.insert(mac, port),
-            None,
-            "{mac:012x} stands in two places"
-        );
+        assert_eq!(found.insert(mac, port), None, "{mac:012x} stands in two places");
         *by_port.entry(port).or_default() += 1;
     });
     for port in 0..table.ports.len() as u16 {
-        assert_eq!(
-            table.port_len(port),
-            by_port.get(&port).copied().unwrap_or(0),
-            "port {port}"
-        );
+        assert_eq!(table.port_len(port), by_port.get(&port).copied().unwrap_or(0), "port {port}");
     }
     assert_eq!(table.len(), found.len());
     found
@@ -69,22 +54,11 @@ fn learns_refreshes_and_moves() {
 #[test]
 fn never_learns_what_is_no_station() {
     let table = table(64, 2);
-    for mac in [
-        0,
-        0xffff_ffff_ffff,
-        0x0100_5e00_0001,
-        0x3333_0000_0001,
-        1 << 48,
-        u64::MAX,
-    ] {
+    for mac in [0, 0xffff_ffff_ffff, 0x0100_5e00_0001, 0x3333_0000_0001, 1 << 48, u64::MAX] {
         assert_eq!(table.learn(mac, 0, 0), Learned::Ignored);
         assert_eq!(table.lookup(mac, 0), None);
     }
-    assert_eq!(
-        table.learn(fleet(1), 2, 0),
-        Learned::Ignored,
-        "no such port"
-    );
+    assert_eq!(table.learn(fleet(1), 2, 0), Learned::Ignored, "no such port");
     assert_eq!(table.port_len(2), 0);
     table.set_port_limit(2, 0);
     assert_eq!(contents(&table, 0), HashMap::new());
@@ -100,17 +74,9 @@ fn forgets_what_is_not_heard() {
     table.learn(fleet(1), 0, 100);
     table.learn(fleet(2), 1, 100);
     table.learn(fleet(1), 0, 200);
-    assert_eq!(
-        table.lookup(fleet(2), 100 + AGEING),
-        Some(1),
-        "at the limit"
-    );
+    assert_eq!(table.lookup(fleet(2), 100 + AGEING), Some(1), "at the limit");
     assert_eq!(table.lookup(fleet(2), 101 + AGEING), None);
-    assert_eq!(
-        table.lookup(fleet(1), 101 + AGEING),
-        Some(0),
-        "was refreshed"
-    );
+    assert_eq!(table.lookup(fleet(1), 101 + AGEING), Some(0), "was refreshed");
     let mut ages = Vec::new();
     table.for_each(101 + AGEING, |mac, port, age| ages.push((mac, port, age)));
     assert_eq!(ages, [(fleet(1), 0, AGEING - 99)]);
@@ -131,11 +97,7 @@ fn an_expired_station_elsewhere_is_new_not_moved() {
     table.learn(fleet(1), 0, 0);
     assert_eq!(table.learn(fleet(1), 1, AGEING + 1), Learned::New);
     assert_eq!((table.port_len(0), table.port_len(1)), (0, 1));
-    assert_eq!(
-        table.learn(fleet(1), 1, 3 * AGEING),
-        Learned::Refreshed,
-        "own, revived"
-    );
+    assert_eq!(table.learn(fleet(1), 1, 3 * AGEING), Learned::Refreshed, "own, revived");
     assert_eq!(table.lookup(fleet(1), 3 * AGEING), Some(1));
 }
 
@@ -147,30 +109,14 @@ fn limits_hold_for_new_and_moved() {
     assert_eq!(table.learn(fleet(2), 0, 0), Learned::New);
     assert_eq!(table.learn(fleet(3), 0, 0), Learned::LimitReached);
     assert_eq!(table.lookup(fleet(3), 0), None);
-    assert_eq!(
-        table.learn(fleet(1), 0, 1),
-        Learned::Refreshed,
-        "known ones stay"
-    );
+    assert_eq!(table.learn(fleet(1), 0, 1), Learned::Refreshed, "known ones stay");
     assert_eq!(table.learn(fleet(4), 1, 1), Learned::New);
     assert_eq!(table.learn(fleet(4), 0, 1), Learned::LimitReached);
-    assert_eq!(
-        table.lookup(fleet(4), 1),
-        Some(1),
-        "a refused move leaves the station"
-    );
+    assert_eq!(table.lookup(fleet(4), 1), Some(1), "a refused move leaves the station");
 
-    assert_eq!(
-        table.learn(fleet(2), 1, 1),
-        Learned::Moved { from: 0 },
-        "makes room"
-    );
+    assert_eq!(table.learn(fleet(2), 1, 1), Learned::Moved { from: 0 }, "makes room");
     assert_eq!(table.learn(fleet(3), 0, 1), Learned::New);
-    assert_eq!(
-        table.learn(fleet(5), 0, 2 + AGEING),
-        Learned::LimitReached,
-        "not swept yet"
-    );
+    assert_eq!(table.learn(fleet(5), 0, 2 + AGEING), Learned::LimitReached, "not swept yet");
     assert_eq!(table.expire(2 + AGEING), 4);
     assert_eq!(table.learn(fleet(5), 0, 2 + AGEING), Learned::New);
     table.set_port_limit(0, 0);
@@ -213,10 +159,7 @@ fn invented_addresses_push_nobody_out() {
         table.learn(fleet(n), 0, 1 + AGEING);
     }
     for n in 0..200 {
-        assert!(matches!(
-            table.learn(fleet(1000 + n), 1, 2 + AGEING),
-            Learned::New
-        ));
+        assert!(matches!(table.learn(fleet(1000 + n), 1, 2 + AGEING), Learned::New));
         assert_eq!(table.lookup(fleet(n), 2 + AGEING), Some(0));
     }
 }
@@ -225,10 +168,7 @@ fn invented_addresses_push_nobody_out() {
 fn the_oldest_own_entry_makes_room() {
     let table = table(8, 2); // two buckets: every address may stand in all 16 places
     for n in 0..16 {
-        assert_eq!(
-            table.learn(fleet(n), u16::from(n == 3), 10 + n as u32),
-            Learned::New
-        );
+        assert_eq!(table.learn(fleet(n), u16::from(n == 3), 10 + n as u32), Learned::New);
     }
     table.learn(fleet(0), 0, 50);
     assert_eq!(table.learn(fleet(16), 0, 50), Learned::New);
@@ -259,18 +199,10 @@ fn a_full_capacity_is_found() {
     for seed in [0, 1, u64::MAX, random_seed()] {
         for address in [fleet as fn(u64) -> u64, invented, |n| fleet(n << 16)] {
             let capacity = 16_384;
-            let config = MacTableConfig {
-                capacity,
-                ageing_secs: AGEING,
-                seed,
-            };
+            let config = MacTableConfig { capacity, ageing_secs: AGEING, seed };
             let table = MacTable::new(&config, 2);
             for n in 0..capacity as u64 {
-                assert_eq!(
-                    table.learn(address(n), (n % 2) as u16, 0),
-                    Learned::New,
-                    "seed {seed}"
-                );
+                assert_eq!(table.learn(address(n), (n % 2) as u16, 0), Learned::New, "seed {seed}");
             }
             for n in 0..capacity as u64 {
                 table.prefetch(address(n));
@@ -286,18 +218,13 @@ fn a_large_table_is_found_and_takes_a_quarter_more() {
     let capacity = 131_072;
     let table = table(capacity, 65_536);
     for n in 0..100_000 {
-        assert_eq!(
-            table.learn(invented(n), (n % 65_536) as u16, 0),
-            Learned::New
-        );
+        assert_eq!(table.learn(invented(n), (n % 65_536) as u16, 0), Learned::New);
     }
     for n in 0..100_000 {
         assert_eq!(table.lookup(invented(n), 0), Some((n % 65_536) as u16));
     }
     let mut held = 100_000;
-    while table
-        .choose_slot(invented(held), 0, 0)
-        .is_some_and(|slot| slot.entry.load(Relaxed) == 0)
+    while table.choose_slot(invented(held), 0, 0).is_some_and(|slot| slot.entry.load(Relaxed) == 0)
     {
         table.learn(invented(held), (held % 65_536) as u16, 0);
         held += 1;
@@ -310,11 +237,7 @@ fn a_large_table_is_found_and_takes_a_quarter_more() {
 fn seeds_differ_and_scatter() {
     assert_ne!(random_seed(), random_seed());
     let place = |seed| {
-        let config = MacTableConfig {
-            capacity: 4096,
-            ageing_secs: AGEING,
-            seed,
-        };
+        let config = MacTableConfig { capacity: 4096, ageing_secs: AGEING, seed };
         let table = MacTable::new(&config, 1);
         let bucket = std::ptr::from_ref(table.candidates(fleet(1))[0]).addr();
         bucket - table.buckets.as_ptr().addr()
@@ -345,11 +268,7 @@ fn a_busy_table_still_looks_up_and_refreshes() {
     assert_eq!(table.learn(fleet(1), 0, 5), Learned::Refreshed);
     assert_eq!(table.lookup(fleet(1), 5 + AGEING), Some(0));
     table.set_port_limit(1, 0);
-    assert_eq!(
-        table.learn(fleet(3), 1, 5),
-        Learned::LimitReached,
-        "refused without the lock"
-    );
+    assert_eq!(table.learn(fleet(3), 1, 5), Learned::LimitReached, "refused without the lock");
     drop(lock);
     assert_eq!(table.learn(fleet(2), 0, 5), Learned::New);
 }

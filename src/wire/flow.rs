@@ -18,10 +18,7 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 pub fn flow_hash(head: &[u8]) -> u32 {
     match headers::parse(head) {
         Some(headers) => ip_hash(head, &headers),
-        None => finish(mix_bytes(
-            0,
-            head.get(..ethernet::HEADER_LEN).unwrap_or(head),
-        )),
+        None => finish(mix_bytes(0, head.get(..ethernet::HEADER_LEN).unwrap_or(head))),
     }
 }
 
@@ -81,30 +78,16 @@ mod tests {
     #[test]
     fn a_flow_is_its_five_tuple() {
         for v6 in [false, true] {
-            let packet = Packet {
-                v6,
-                ..Packet::default()
-            };
+            let packet = Packet { v6, ..Packet::default() };
             let hash = hash_with(&packet, &[]);
             // Payload, sequence number and MAC addresses are no part of it.
-            let other = Packet {
-                sequence: 1,
-                payload: vec![1; 9],
-                ..packet.clone()
-            };
+            let other = Packet { sequence: 1, payload: vec![1; 9], ..packet.clone() };
             assert_eq!(hash_with(&other, &[(0, 6), (11, 9)]), hash);
-            let other = Packet {
-                vlan_tags: 1,
-                ..packet.clone()
-            };
+            let other = Packet { vlan_tags: 1, ..packet.clone() };
             assert_eq!(hash_with(&other, &[]), hash);
             // Each of the five is.
             let l4 = packet.l4_offset();
-            let addresses = if v6 {
-                14 + 8..14 + 40
-            } else {
-                14 + 12..14 + 20
-            };
+            let addresses = if v6 { 14 + 8..14 + 40 } else { 14 + 12..14 + 20 };
             for at in addresses.chain(l4..l4 + 4) {
                 assert_ne!(hash_with(&packet, &[(at, 0x55)]), hash, "byte {at}");
             }
@@ -116,28 +99,11 @@ mod tests {
     #[test]
     fn fragments_of_a_packet_stay_together() {
         for v6 in [false, true] {
-            let packet = Packet {
-                v6,
-                tcp: false,
-                fragment: true,
-                ..Packet::default()
-            };
+            let packet = Packet { v6, tcp: false, fragment: true, ..Packet::default() };
             let ports = packet.l4_offset();
             let hash = hash_with(&packet, &[]);
-            assert_eq!(
-                hash_with(&packet, &[(ports, 0xaa), (ports + 3, 0xbb)]),
-                hash
-            );
-            assert_ne!(
-                hash_with(
-                    &Packet {
-                        fragment: false,
-                        ..packet
-                    },
-                    &[]
-                ),
-                hash
-            );
+            assert_eq!(hash_with(&packet, &[(ports, 0xaa), (ports + 3, 0xbb)]), hash);
+            assert_ne!(hash_with(&Packet { fragment: false, ..packet }, &[]), hash);
         }
     }
 
@@ -167,9 +133,6 @@ mod tests {
             queues[hash_with(&packet, &[(port_low, port)]) as usize % 8] += 1;
         }
         // 32 each on average; the hash is fixed, so this is no matter of luck.
-        assert!(
-            queues.iter().all(|flows| (16..=48).contains(flows)),
-            "{queues:?}"
-        );
+        assert!(queues.iter().all(|flows| (16..=48).contains(flows)), "{queues:?}");
     }
 }

@@ -122,15 +122,10 @@ impl Plan {
             None => usize::from(vnet.csum_start) + usize::from(vnet.csum_offset) + 2,
         };
         let available = head.len().min(MAX_HEADERS);
-        let too_long = PlanError::HeadersTooLong {
-            end: header_len,
-            available,
-        };
+        let too_long = PlanError::HeadersTooLong { end: header_len, available };
         let mut copy = [0; MAX_HEADERS];
         let headers = head.get(..header_len).ok_or(too_long)?;
-        copy.get_mut(..header_len)
-            .ok_or(too_long)?
-            .copy_from_slice(headers);
+        copy.get_mut(..header_len).ok_or(too_long)?.copy_from_slice(headers);
         let mut plan = Plan {
             head: copy,
             header_len: u16::try_from(header_len).map_err(|_| too_long)?,
@@ -189,9 +184,7 @@ impl Plan {
     #[inline]
     pub fn payload(&self, i: u32) -> Range<u32> {
         let header_len = u32::from(self.header_len);
-        let start = header_len
-            .saturating_add(i.saturating_mul(self.step))
-            .min(self.frame_len);
+        let start = header_len.saturating_add(i.saturating_mul(self.step)).min(self.frame_len);
         start..start.saturating_add(self.step).min(self.frame_len)
     }
 
@@ -227,20 +220,13 @@ impl Plan {
         let start = usize::from(self.csum_start);
         let mut sum = Sum::default();
         sum.add(out.get(start..self.header_len()).unwrap_or_default());
-        sum.combine(
-            payload_sum,
-            self.header_len().saturating_sub(start) % 2 != 0,
-        );
+        sum.combine(payload_sum, self.header_len().saturating_sub(start) % 2 != 0);
         let checksum = match sum.finish() {
             // UDP's zero says that there is no checksum (RFC 768).
             0 if self.csum_offset == UDP_CHECKSUM => 0xffff,
             checksum => checksum,
         };
-        put(
-            out,
-            start + usize::from(self.csum_offset),
-            checksum.to_be_bytes(),
-        );
+        put(out, start + usize::from(self.csum_offset), checksum.to_be_bytes());
         VnetHeader::default()
     }
 
@@ -298,20 +284,13 @@ impl Plan {
 /// The `N` bytes at `offset`; zeros should they lie beyond `bytes`, which no caller lets happen.
 #[inline]
 fn get<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
-    bytes
-        .get(offset..)
-        .and_then(|bytes| bytes.first_chunk())
-        .copied()
-        .unwrap_or([0; N])
+    bytes.get(offset..).and_then(|bytes| bytes.first_chunk()).copied().unwrap_or([0; N])
 }
 
 /// Writes `value` at `offset`; nothing should it lie beyond `bytes`, which no caller lets happen.
 #[inline]
 fn put<const N: usize>(bytes: &mut [u8], offset: usize, value: [u8; N]) {
-    if let Some(field) = bytes
-        .get_mut(offset..)
-        .and_then(|bytes| bytes.first_chunk_mut())
-    {
+    if let Some(field) = bytes.get_mut(offset..).and_then(|bytes| bytes.first_chunk_mut()) {
         *field = value;
     }
 }

@@ -79,13 +79,7 @@ fn parse_ipv4(head: &[u8], l3_offset: usize) -> Option<Headers> {
     }
     // More fragments, or an offset: the flag "don't fragment" and the reserved one are no matter.
     let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
-    Some(Headers {
-        l3: L3::Ipv4,
-        l3_offset,
-        l4_protocol: header[9],
-        l4_offset,
-        fragment,
-    })
+    Some(Headers { l3: L3::Ipv4, l3_offset, l4_protocol: header[9], l4_offset, fragment })
 }
 
 fn parse_ipv6(head: &[u8], l3_offset: usize) -> Option<Headers> {
@@ -205,11 +199,7 @@ mod tests {
             assert_eq!(parse(&frame), None);
         }
         // A third tag.
-        let mut frame = Packet {
-            vlan_tags: 2,
-            ..Packet::default()
-        }
-        .build();
+        let mut frame = Packet { vlan_tags: 2, ..Packet::default() }.build();
         frame[20..22].copy_from_slice(&[0x81, 0]);
         assert_eq!(parse(&frame), None);
     }
@@ -217,47 +207,29 @@ mod tests {
     #[test]
     fn extension_headers_are_followed_so_far() {
         let frame = |extensions: usize| {
-            let mut frame = Packet {
-                v6: true,
-                ..Packet::default()
-            }
-            .build();
+            let mut frame = Packet { v6: true, ..Packet::default() }.build();
             frame.truncate(54);
             frame[14 + 6] = DESTINATION_OPTIONS;
             for i in 0..extensions {
-                let next = if i + 1 < extensions {
-                    DESTINATION_OPTIONS
-                } else {
-                    PROTOCOL_UDP
-                };
+                let next = if i + 1 < extensions { DESTINATION_OPTIONS } else { PROTOCOL_UDP };
                 frame.extend([next, 0, 0, 0, 0, 0, 0, 0]);
             }
             frame
         };
         let found = parse(&frame(MAX_EXTENSIONS)).unwrap();
-        assert_eq!(
-            (found.l4_protocol, found.l4_offset),
-            (PROTOCOL_UDP, 54 + 8 * MAX_EXTENSIONS)
-        );
+        assert_eq!((found.l4_protocol, found.l4_offset), (PROTOCOL_UDP, 54 + 8 * MAX_EXTENSIONS));
         assert_eq!(parse(&frame(MAX_EXTENSIONS + 1)), None);
     }
 
     #[test]
     fn an_authentication_header_counts_in_words() {
-        let mut frame = Packet {
-            v6: true,
-            ..Packet::default()
-        }
-        .build();
+        let mut frame = Packet { v6: true, ..Packet::default() }.build();
         frame.truncate(54);
         frame[14 + 6] = AUTHENTICATION;
         frame.extend([PROTOCOL_TCP, 4]);
         frame.extend([0; 22]);
         let found = parse(&frame).unwrap();
-        assert_eq!(
-            (found.l4_protocol, found.l4_offset),
-            (PROTOCOL_TCP, 54 + 24)
-        );
+        assert_eq!((found.l4_protocol, found.l4_offset), (PROTOCOL_TCP, 54 + 24));
     }
 
     proptest! {

@@ -98,9 +98,7 @@ impl fmt::Display for Offloads {
         if *self == Self::empty() {
             return f.write_str("none");
         }
-        let names = Self::NAMES
-            .iter()
-            .filter(|(offload, _)| self.contains(*offload));
+        let names = Self::NAMES.iter().filter(|(offload, _)| self.contains(*offload));
         for (i, (_, name)) in names.enumerate() {
             let separator = if i == 0 { "" } else { " " };
             write!(f, "{separator}{name}")?;
@@ -172,11 +170,7 @@ pub fn needs(vnet: &VnetHeader) -> Offloads {
         GSO_UDP_L4 => Offloads::USO,
         _ => Offloads::all(),
     };
-    let ecn = if vnet.gso_type & GSO_ECN != 0 {
-        Offloads::ECN
-    } else {
-        Offloads::empty()
-    };
+    let ecn = if vnet.gso_type & GSO_ECN != 0 { Offloads::ECN } else { Offloads::empty() };
     Offloads::CSUM | gso | ecn
 }
 
@@ -234,10 +228,7 @@ fn check_used(
         if gso {
             return Err(BadOffload::GsoWithoutChecksum);
         }
-        return Ok(VnetHeader {
-            flags: vnet.flags & DATA_VALID,
-            ..VnetHeader::default()
-        });
+        return Ok(VnetHeader { flags: vnet.flags & DATA_VALID, ..VnetHeader::default() });
     }
     check_checksum(vnet, frame_len)?;
     let mut checked = VnetHeader {
@@ -262,10 +253,7 @@ fn check_used(
 
 /// `head` without what does not belong to the frame, should a caller have handed over more.
 pub(super) fn within_frame(head: &[u8], frame_len: u32) -> &[u8] {
-    usize::try_from(frame_len)
-        .ok()
-        .and_then(|len| head.get(..len))
-        .unwrap_or(head)
+    usize::try_from(frame_len).ok().and_then(|len| head.get(..len)).unwrap_or(head)
 }
 
 /// Checks that the checksum field lies in the packet.
@@ -274,11 +262,7 @@ pub(super) fn check_checksum(vnet: &VnetHeader, frame_len: u32) -> Result<(), Ba
     if usize::from(start) < ethernet::HEADER_LEN
         || u32::from(start) + u32::from(offset) + 2 > frame_len
     {
-        return Err(BadOffload::ChecksumRange {
-            start,
-            offset,
-            frame_len,
-        });
+        return Err(BadOffload::ChecksumRange { start, offset, frame_len });
     }
     Ok(())
 }
@@ -329,13 +313,7 @@ impl GsoLayout {
         let header_len =
             u16::try_from(header_len).map_err(|_| BadOffload::HeadersTooLong(head.len()))?;
         let (l3, l3_offset, l4_offset) = (packet.l3, packet.l3_offset, packet.l4_offset);
-        Ok(Self {
-            l3,
-            l3_offset,
-            tcp,
-            l4_offset,
-            header_len,
-        })
+        Ok(Self { l3, l3_offset, tcp, l4_offset, header_len })
     }
 }
 
@@ -345,15 +323,9 @@ fn l4_header_len(head: &[u8], l4_offset: usize, tcp: bool) -> Result<usize, BadO
     if !tcp {
         return Ok(8);
     }
-    let field = head
-        .get(l4_offset + DATA_OFFSET)
-        .ok_or(BadOffload::HeadersTooLong(head.len()))?;
+    let field = head.get(l4_offset + DATA_OFFSET).ok_or(BadOffload::HeadersTooLong(head.len()))?;
     let length = usize::from(field >> 4) * 4;
-    if length < 20 {
-        Err(BadOffload::GsoProtocol)
-    } else {
-        Ok(length)
-    }
+    if length < 20 { Err(BadOffload::GsoProtocol) } else { Ok(length) }
 }
 
 #[cfg(test)]

@@ -84,26 +84,16 @@ impl Packet {
             (tcp.ack, tcp.acknowledgment_number) = (true, 77);
             (tcp.fin, tcp.psh, tcp.cwr) = (self.fin, self.psh, self.cwr);
             tcp.set_options_raw(&vec![1; self.tcp_options]).unwrap();
-            builder
-                .tcp_header(tcp)
-                .write(&mut frame, &self.payload)
-                .unwrap();
+            builder.tcp_header(tcp).write(&mut frame, &self.payload).unwrap();
         } else {
-            builder
-                .udp(40_000, 5201)
-                .write(&mut frame, &self.payload)
-                .unwrap();
+            builder.udp(40_000, 5201).write(&mut frame, &self.payload).unwrap();
         }
         assert_eq!(frame.len(), self.header_len() + self.payload.len());
         frame
     }
 
     fn ip_headers(&self) -> IpHeaders {
-        let number = if self.tcp {
-            IpNumber::TCP
-        } else {
-            IpNumber::UDP
-        };
+        let number = if self.tcp { IpNumber::TCP } else { IpNumber::UDP };
         if self.v6 {
             let mut exts = Ipv6Extensions::default();
             if self.l3_options != 0 {
@@ -157,11 +147,7 @@ impl Packet {
         let vnet = VnetHeader {
             flags: NEEDS_CSUM,
             gso_type,
-            hdr_len: if gso_size == 0 {
-                0
-            } else {
-                self.header_len() as u16
-            },
+            hdr_len: if gso_size == 0 { 0 } else { self.header_len() as u16 },
             gso_size,
             csum_start: l4_offset as u16,
             csum_offset: self.csum_offset(),

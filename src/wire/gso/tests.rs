@@ -14,12 +14,8 @@ fn convert(
     vnet: &VnetHeader,
     accepts: Offloads,
 ) -> Result<Vec<(Vec<u8>, VnetHeader)>, PlanError> {
-    let plan = Plan::new(
-        &frame[..frame.len().min(MAX_HEADERS)],
-        vnet,
-        frame.len() as u32,
-        accepts,
-    )?;
+    let plan =
+        Plan::new(&frame[..frame.len().min(MAX_HEADERS)], vnet, frame.len() as u32, accepts)?;
     assert_eq!(plan.needs_payload_sum(), !accepts.contains(Offloads::CSUM));
     let mut outputs = Vec::new();
     for i in 0..plan.count() {
@@ -87,39 +83,18 @@ fn check_segments(packet: &Packet, gso_size: u16) {
 #[test]
 fn tcp_over_ipv4_and_ipv6() {
     for v6 in [false, true] {
-        let packet = Packet {
-            v6,
-            payload: payload(10_000),
-            ..Packet::default()
-        };
+        let packet = Packet { v6, payload: payload(10_000), ..Packet::default() };
         check_segments(&packet, 1448);
         // An odd segment size, a last segment of one byte, and one that is full.
-        check_segments(
-            &Packet {
-                payload: payload(1429 * 3 + 1),
-                ..packet.clone()
-            },
-            1429,
-        );
-        check_segments(
-            &Packet {
-                payload: payload(1429 * 3),
-                ..packet
-            },
-            1429,
-        );
+        check_segments(&Packet { payload: payload(1429 * 3 + 1), ..packet.clone() }, 1429);
+        check_segments(&Packet { payload: payload(1429 * 3), ..packet }, 1429);
     }
 }
 
 #[test]
 fn udp_over_ipv4_and_ipv6() {
     for v6 in [false, true] {
-        let packet = Packet {
-            v6,
-            tcp: false,
-            payload: payload(4001),
-            ..Packet::default()
-        };
+        let packet = Packet { v6, tcp: false, payload: payload(4001), ..Packet::default() };
         check_segments(&packet, 1000);
         check_segments(&packet, 1333);
     }
@@ -129,11 +104,7 @@ fn udp_over_ipv4_and_ipv6() {
 fn payload_that_fits_one_segment_and_none_at_all() {
     for tcp in [false, true] {
         for len in [0, 1, 99, 100] {
-            let packet = Packet {
-                tcp,
-                payload: payload(len),
-                ..Packet::default()
-            };
+            let packet = Packet { tcp, payload: payload(len), ..Packet::default() };
             check_segments(&packet, 100);
         }
     }
@@ -141,17 +112,10 @@ fn payload_that_fits_one_segment_and_none_at_all() {
 
 #[test]
 fn the_largest_frames() {
-    let packet = Packet {
-        payload: payload(65_535 - 40),
-        ..Packet::default()
-    };
+    let packet = Packet { payload: payload(65_535 - 40), ..Packet::default() };
     check_segments(&packet, 1460);
     check_segments(&packet, 65_495);
-    let packet = Packet {
-        v6: true,
-        payload: payload(65_535 - 20),
-        ..Packet::default()
-    };
+    let packet = Packet { v6: true, payload: payload(65_535 - 20), ..Packet::default() };
     check_segments(&packet, 8);
 }
 
@@ -176,13 +140,8 @@ fn vlan_tags_options_and_extension_headers() {
 
 #[test]
 fn flags_stand_on_the_segments_they_belong_to() {
-    let packet = Packet {
-        fin: true,
-        psh: true,
-        cwr: true,
-        payload: payload(500),
-        ..Packet::default()
-    };
+    let packet =
+        Packet { fin: true, psh: true, cwr: true, payload: payload(500), ..Packet::default() };
     check_segments(&packet, 100);
     let (frame, mut vnet) = packet.build_offloaded(100);
     vnet.gso_type |= GSO_ECN;
@@ -190,20 +149,13 @@ fn flags_stand_on_the_segments_they_belong_to() {
     assert_eq!(offload::for_receiver(&vnet, without_ecn), None);
     let flags = |(output, _): &(Vec<u8>, VnetHeader)| output[14 + 20 + TCP_FLAGS];
     let outputs = convert(&frame, &vnet, without_ecn).unwrap();
-    assert_eq!(
-        outputs.iter().map(flags).collect::<Vec<_>>(),
-        [0x90, 0x10, 0x10, 0x10, 0x19]
-    );
+    assert_eq!(outputs.iter().map(flags).collect::<Vec<_>>(), [0x90, 0x10, 0x10, 0x10, 0x19]);
 }
 
 #[test]
 fn a_zero_udp_checksum_is_written_as_ones() {
     // The last two bytes make the sum come out as zero.
-    let mut packet = Packet {
-        tcp: false,
-        payload: vec![0; 6],
-        ..Packet::default()
-    };
+    let mut packet = Packet { tcp: false, payload: vec![0; 6], ..Packet::default() };
     let plain = packet.build();
     packet.payload[4..].copy_from_slice(&plain[40..42]);
     for gso_size in [0, 6] {
@@ -219,12 +171,7 @@ fn the_checksum_alone_is_completed() {
     for v6 in [false, true] {
         for tcp in [false, true] {
             for len in [0, 1, 2, 1400, 65_000] {
-                let packet = Packet {
-                    v6,
-                    tcp,
-                    payload: payload(len),
-                    ..Packet::default()
-                };
+                let packet = Packet { v6, tcp, payload: payload(len), ..Packet::default() };
                 let (frame, vnet) = packet.build_offloaded(0);
                 let outputs = convert(&frame, &vnet, Offloads::empty()).unwrap();
                 assert_eq!(outputs, [(packet.build(), VnetHeader::default())]);
@@ -237,12 +184,8 @@ fn the_checksum_alone_is_completed() {
 fn a_checksum_of_an_unknown_protocol_is_completed() {
     // The field starts at an odd offset of what is summed, so the payload does too.
     let mut frame = payload(101);
-    let vnet = VnetHeader {
-        flags: NEEDS_CSUM,
-        csum_start: 40,
-        csum_offset: 7,
-        ..VnetHeader::default()
-    };
+    let vnet =
+        VnetHeader { flags: NEEDS_CSUM, csum_start: 40, csum_offset: 7, ..VnetHeader::default() };
     let outputs = convert(&frame, &vnet, Offloads::empty()).unwrap();
     complete(&mut frame, &vnet);
     assert_eq!(outputs, [(frame, VnetHeader::default())]);
@@ -252,12 +195,7 @@ fn a_checksum_of_an_unknown_protocol_is_completed() {
 fn the_pseudo_header_of_a_routed_packet_is_kept() {
     // The field was summed over the final destination, which is in a routing header: whatever it
     // holds, a segment's differs from it by the length alone.
-    let packet = Packet {
-        v6: true,
-        tcp: false,
-        payload: payload(300),
-        ..Packet::default()
-    };
+    let packet = Packet { v6: true, tcp: false, payload: payload(300), ..Packet::default() };
     let (mut frame, vnet) = packet.build_offloaded(100);
     let field = usize::from(vnet.csum_start + vnet.csum_offset);
     frame[field..field + 2].copy_from_slice(&0x1234u16.to_be_bytes());
@@ -268,69 +206,30 @@ fn the_pseudo_header_of_a_routed_packet_is_kept() {
 
 #[test]
 fn what_cannot_be_converted_is_refused() {
-    let packet = Packet {
-        payload: payload(9000),
-        ..Packet::default()
-    };
+    let packet = Packet { payload: payload(9000), ..Packet::default() };
     let (frame, vnet) = packet.build_offloaded(1);
-    assert_eq!(
-        convert(&frame, &vnet, TSO).unwrap_err(),
-        PlanError::TooManySegments(9000)
-    );
+    assert_eq!(convert(&frame, &vnet, TSO).unwrap_err(), PlanError::TooManySegments(9000));
 
     let plain = VnetHeader::default();
-    assert_eq!(
-        convert(&frame, &plain, TSO).unwrap_err(),
-        PlanError::NothingToDo
-    );
+    assert_eq!(convert(&frame, &plain, TSO).unwrap_err(), PlanError::NothingToDo);
 
-    let far = VnetHeader {
-        csum_start: 250,
-        csum_offset: 5,
-        ..vnet
-    };
-    let far = VnetHeader {
-        gso_type: GSO_NONE,
-        ..far
-    };
-    let error = PlanError::HeadersTooLong {
-        end: 257,
-        available: 256,
-    };
+    let far = VnetHeader { csum_start: 250, csum_offset: 5, ..vnet };
+    let far = VnetHeader { gso_type: GSO_NONE, ..far };
+    let error = PlanError::HeadersTooLong { end: 257, available: 256 };
     assert_eq!(convert(&frame, &far, TSO).unwrap_err(), error);
-    let error = PlanError::HeadersTooLong {
-        end: 52,
-        available: 40,
-    };
-    let checksum = VnetHeader {
-        gso_type: GSO_NONE,
-        ..vnet
-    };
-    assert_eq!(
-        Plan::new(&frame[..40], &checksum, 9054, TSO).unwrap_err(),
-        error
-    );
+    let error = PlanError::HeadersTooLong { end: 52, available: 40 };
+    let checksum = VnetHeader { gso_type: GSO_NONE, ..vnet };
+    assert_eq!(Plan::new(&frame[..40], &checksum, 9054, TSO).unwrap_err(), error);
 
     // A frame longer than IP can say, in segments that are so too.
-    let long = VnetHeader {
-        gso_size: 65_500,
-        ..vnet
-    };
+    let long = VnetHeader { gso_size: 65_500, ..vnet };
     let error = PlanError::SegmentTooLong(65_540);
-    assert_eq!(
-        Plan::new(&frame[..256], &long, 70_000, TSO).unwrap_err(),
-        error
-    );
+    assert_eq!(Plan::new(&frame[..256], &long, 70_000, TSO).unwrap_err(), error);
 }
 
 fn any_packet() -> impl Strategy<Value = Packet> {
     let flags = any::<(bool, bool, bool, bool, bool)>();
-    let sizes = (
-        0..3usize,
-        0..4usize,
-        0..6usize,
-        prop::collection::vec(any::<u8>(), 0..5000),
-    );
+    let sizes = (0..3usize, 0..4usize, 0..6usize, prop::collection::vec(any::<u8>(), 0..5000));
     (flags, sizes, any::<u16>(), any::<u32>()).prop_map(
         |((v6, tcp, fin, psh, cwr), (vlan_tags, l3, l4, payload), id, sequence)| {
             let l3_options = match (v6, l3) {
@@ -425,34 +324,13 @@ proptest! {
 #[test]
 fn types_of_gso_need_their_protocols() {
     let (frame, vnet) = Packet::default().build_offloaded(50);
-    let error = PlanError::Offload(BadOffload::GsoChecksum {
-        start: 34,
-        offset: 16,
-    });
-    let udp = VnetHeader {
-        gso_type: GSO_UDP_L4,
-        ..vnet
-    };
-    assert_eq!(
-        convert(&frame, &udp, TSO).unwrap_err(),
-        BadOffload::GsoProtocol.into()
-    );
-    let udp = Packet {
-        tcp: false,
-        ..Packet::default()
-    };
+    let error = PlanError::Offload(BadOffload::GsoChecksum { start: 34, offset: 16 });
+    let udp = VnetHeader { gso_type: GSO_UDP_L4, ..vnet };
+    assert_eq!(convert(&frame, &udp, TSO).unwrap_err(), BadOffload::GsoProtocol.into());
+    let udp = Packet { tcp: false, ..Packet::default() };
     let (frame, vnet) = udp.build_offloaded(50);
-    let tcp = VnetHeader {
-        csum_offset: 16,
-        ..vnet
-    };
+    let tcp = VnetHeader { csum_offset: 16, ..vnet };
     assert_eq!(convert(&frame, &tcp, TSO).unwrap_err(), error);
-    let tcp = VnetHeader {
-        gso_type: GSO_TCPV4,
-        ..tcp
-    };
-    assert_eq!(
-        convert(&frame, &tcp, TSO).unwrap_err(),
-        BadOffload::GsoProtocol.into()
-    );
+    let tcp = VnetHeader { gso_type: GSO_TCPV4, ..tcp };
+    assert_eq!(convert(&frame, &tcp, TSO).unwrap_err(), BadOffload::GsoProtocol.into());
 }
