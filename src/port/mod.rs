@@ -1,1 +1,98 @@
-//! port
+//! Ports: where bursts come from and go to.
+//!
+//! A port turns bytes into frames and frames into bytes, and converts what its receiver didn't
+//! negotiate (segmentation, checksums). It decides nothing: that is the stages' job. Ports are an
+//! `enum`, matched once per burst.
+
+pub mod counters;
+mod offload;
+mod tap;
+mod vhost;
+
+pub use counters::{Counter, Counters, Totals};
+pub use tap::{TapPort, TapReader};
+pub use vhost::VhostPort;
+
+use crate::frame::{Frame, PortId};
+use crate::mem::Segments;
+
+/// A port of the switch.
+#[derive(Debug)]
+pub struct Port {
+    /// Its index.
+    pub id: PortId,
+    /// Its name in the configuration.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its counters: one set for each worker, which alone writes it.
+    counters: Box<[Counters]>,
+}
+
+/// The kinds of ports.
+#[derive(Debug)]
+pub enum Kind {
+    /// A guest's NIC.
+    Vhost(VhostPort),
+    /// A TAP device of the host.
+    Tap(TapPort),
+}
+
+/// Frames of one burst that leave by the same port, in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Egress<'b> {
+    /// The burst.
+    pub frames: &'b [Frame],
+    /// What the frames' tails index.
+    pub segments: &'b Segments<'b>,
+    /// Indices of the frames that leave here.
+    pub list: &'b [u16],
+}
+
+impl<'b> Egress<'b> {
+    /// The frames, in order.
+    #[inline]
+    fn frames(self) -> impl Iterator<Item = &'b Frame> + Clone {
+        self.list.iter().filter_map(move |index| self.frames.get(usize::from(*index)))
+    }
+}
+
+impl Port {
+    /// A port for a switch with `workers` workers.
+    pub fn new(id: PortId, name: String, kind: Kind, workers: usize) -> Self {
+        Self { id, name, kind, counters: (0..workers).map(|_| Counters::default()).collect() }
+    }
+
+    /// The counters that `worker` writes.
+    #[inline]
+    pub fn counters(&self, worker: usize) -> &Counters {
+        // There is one set for each worker, by construction.
+        &self.counters[worker]
+    }
+
+    /// The sums over all workers.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.counters.iter().for_each(|c| totals.add(c));
+        totals
+    }
+
+    /// Whether frames can leave here: floods pass over ports that nobody listens on.
+    #[inline]
+    pub fn is_up(&self) -> bool {
+        match &self.kind {
+            Kind::Vhost(port) => port.is_up(),
+            Kind::Tap(_) => true,
+        }
+    }
+
+    /// Sends frames out of this port. Each is delivered, or counted as a drop of this port.
+    #[inline]
+    pub fn egress(&self, burst: Egress<'_>, worker: usize) {
+        let counters = self.counters(worker);
+        match &self.kind {
+            Kind::Vhost(port) => port.egress(burst, counters),
+            Kind::Tap(port) => port.egress(burst, counters),
+        }
+    }
+}

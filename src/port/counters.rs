@@ -1,0 +1,105 @@
+//! What is counted at a port.
+//!
+//! Each worker has its own set, so a count is a plain load and store, never a locked operation.
+//! Readers add the sets up; a sum may be a few frames old, and no frame is counted twice.
+//!
+//! For each port, at any time that the switch is quiet:
+//!
+//! - `ingress_frames` = frames sent on to one port + `flooded_frames` + ingress drops;
+//! - frames sent to the port = `egress_frames` + egress drops;
+//! - over all ports, the second sums equal the first ones with each flooded frame replaced by its
+//!   `flooded_copies`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::frame::DropReason;
+
+/// A count that one thread writes and all may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker calls it.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        let value = self.0.load(Ordering::Relaxed);
+        self.0.store(value.wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Lists the counters once: the atomic set, the sums and their names come from this list.
+macro_rules! counters {
+    ($($name:ident $text:literal,)*) => {
+        /// The counters of one port that one worker writes.
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct Counters {
+            $(#[doc = $text] pub $name: Counter,)*
+            drops: [Counter; DropReason::COUNT],
+        }
+
+        /// The sums of a port's counters over all workers.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Totals {
+            $(#[doc = $text] pub $name: u64,)*
+            drops: [u64; DropReason::COUNT],
+        }
+
+        impl Totals {
+            /// Adds one worker's counters.
+            pub fn add(&mut self, counters: &Counters) {
+                $(self.$name += counters.$name.get();)*
+                for (sum, drop) in self.drops.iter_mut().zip(&counters.drops) {
+                    *sum += drop.get();
+                }
+            }
+
+            /// Name and value of each counter but the drops.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    ingress_frames "Frames that came from the port.",
+    ingress_bytes "Their bytes, without virtio-net headers.",
+    egress_frames "Frames that were delivered to the port.",
+    egress_bytes "Their bytes, as their senders sent them.",
+    copied_bytes "Payload bytes that were copied into the guest's buffers.",
+    flooded_frames "Frames from the port that went to all others.",
+    flooded_copies "How many ports they were sent to, summed.",
+    segmented_frames "Frames that were cut up because the receiver didn't negotiate segmentation.",
+    segments "The frames that were made of them.",
+    checksummed_frames "Frames whose checksum was completed because the receiver didn't negotiate it.",
+    calls "Interrupts sent to the guest.",
+    bursts "Bursts taken from the port.",
+}
+
+impl Counters {
+    /// Counts `n` drops.
+    #[inline]
+    pub fn drop(&self, reason: DropReason, n: u64) {
+        if let Some(counter) = self.drops.get(reason as usize) {
+            counter.add(n);
+        }
+    }
+}
+
+impl Totals {
+    /// Reason and number of each kind of drop.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL.iter().copied().zip(self.drops)
+    }
+
+    /// All drops.
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+}

@@ -1,0 +1,98 @@
+//! Converting a frame for a receiver that didn't negotiate its offloads.
+//!
+//! `wire::gso` plans which frames the receiver gets and writes their headers; here the plan
+//! meets the payload, which stays in the sender's memory: each output is a header written
+//! locally, what the fetched head holds of its payload, and a slice of the frame's tail. So
+//! segmentation copies the payload once, too.
+
+use crate::frame::{Frame, HEAD_LEN};
+use crate::mem::{Segments, Tail};
+use crate::wire::checksum::Sum;
+use crate::wire::gso::{MAX_HEADERS, Plan};
+use crate::wire::offload::Offloads;
+use crate::wire::vnet::{self, VnetHeader};
+
+use super::Counters;
+
+/// A frame that leaves as other frames.
+pub(super) struct Outgoing<'s> {
+    plan: Plan,
+    frame: &'s Frame,
+    tail: Tail<'s>,
+    segmented: bool,
+}
+
+/// The local bytes of an output: its headers, and payload that was fetched with the head.
+pub(super) struct Local {
+    bytes: [u8; MAX_HEADERS + HEAD_LEN],
+    len: usize,
+}
+
+impl Local {
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl<'s> Outgoing<'s> {
+    /// Plans the conversion of `frame` for a receiver with the offloads `accepts`. None when its
+    /// headers can't be understood.
+    pub fn new(frame: &'s Frame, segments: &'s Segments<'_>, accepts: Offloads) -> Option<Self> {
+        let tail = segments.tail(frame.tail.clone());
+        let mut head = [0u8; MAX_HEADERS];
+        let fetched = frame.head().len();
+        head.get_mut(..fetched)?.copy_from_slice(frame.head());
+        let mut end = fetched;
+        tail.slice(0, MAX_HEADERS - fetched).read(|bytes| {
+            if let Some(room) = head.get_mut(end..end + bytes.len()) {
+                room.copy_from_slice(bytes);
+                end += bytes.len();
+            }
+        });
+        let plan = Plan::new(head.get(..end)?, &frame.vnet, frame.len, accepts).ok()?;
+        let segmented = frame.vnet.gso_type != vnet::GSO_NONE;
+        Some(Self { plan, frame, tail, segmented })
+    }
+
+    /// How many frames it becomes.
+    pub fn count(&self) -> u32 {
+        self.plan.count()
+    }
+
+    pub fn count_conversion(&self, counters: &Counters) {
+        if self.segmented {
+            counters.segmented_frames.add(1);
+            counters.segments.add(u64::from(self.count()));
+        } else {
+            counters.checksummed_frames.add(1);
+        }
+    }
+
+    /// Frame `index`: virtio-net header, local bytes, the rest of the payload, and the length of
+    /// all of it.
+    pub fn frame(&self, index: u32) -> (VnetHeader, Local, Tail<'s>, u32) {
+        let range = self.plan.payload(index);
+        let (start, end) = (range.start as usize, range.end as usize);
+        let head = self.frame.head();
+        let fetched = head.get(start.min(head.len())..end.min(head.len())).unwrap_or_default();
+        let rest = start.max(head.len());
+        let tail = self.tail.slice(rest - head.len(), end.saturating_sub(rest));
+        let mut sum = Sum::default();
+        if self.plan.needs_payload_sum() {
+            sum.add(fetched);
+            tail.read(|bytes| sum.add(bytes));
+        }
+        let mut headers = [0u8; MAX_HEADERS];
+        let vnet = self.plan.write_header(index, sum, &mut headers);
+        let header_len = self.plan.header_len().min(MAX_HEADERS);
+        let mut local = Local { bytes: [0; MAX_HEADERS + HEAD_LEN], len: 0 };
+        let (front, back) = local.bytes.split_at_mut(header_len);
+        front.copy_from_slice(headers.get(..header_len).unwrap_or_default());
+        if let Some(room) = back.get_mut(..fetched.len()) {
+            room.copy_from_slice(fetched);
+            local.len = header_len + fetched.len();
+        }
+        let len = (header_len + (end - start)) as u32;
+        (vnet, local, tail, len)
+    }
+}

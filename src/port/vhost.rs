@@ -1,0 +1,168 @@
+//! A guest's NIC as a port.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::frame::{DropReason, Frame};
+use crate::mem::Segments;
+use crate::ring::{LinkState, Queues, Receiver, Ring, RxFault};
+use crate::wire::flow::flow_hash;
+use crate::wire::offload::{self, Offloads};
+
+use super::offload::Outgoing;
+use super::{Counters, Egress};
+
+/// How long a worker waits for a receive ring that another one writes to, or whose port is being
+/// reconfigured. A burst takes some 50 microseconds at most.
+const RING_WAIT: Duration = Duration::from_micros(500);
+
+/// The data side of a vhost-user port.
+#[derive(Debug)]
+pub struct VhostPort {
+    queues: Arc<Queues>,
+    /// Bit k: the guest receives on pair k.
+    receive_pairs: AtomicU64,
+}
+
+impl VhostPort {
+    /// A port over `queues`.
+    pub fn new(queues: Arc<Queues>) -> Self {
+        Self { queues, receive_pairs: AtomicU64::new(0) }
+    }
+
+    /// The port's rings.
+    pub fn queues(&self) -> &Arc<Queues> {
+        &self.queues
+    }
+
+    /// Takes over what the frontend negotiated.
+    pub fn set_link(&self, link: &LinkState) {
+        self.receive_pairs.store(link.receive_pairs, Ordering::Relaxed);
+    }
+
+    /// Whether the guest receives.
+    #[inline]
+    pub fn is_up(&self) -> bool {
+        self.receive_pairs.load(Ordering::Relaxed) != 0
+    }
+
+    /// The transmit ring of a queue pair.
+    #[inline]
+    pub fn guest_tx(&self, pair: usize) -> Option<&Mutex<Ring>> {
+        self.queues.ring(2 * pair + 1)
+    }
+
+    /// Delivers frames to the guest.
+    #[inline]
+    pub(super) fn egress(&self, burst: Egress<'_>, counters: &Counters) {
+        // Enabled pairs are the first ones: `ethtool -L` takes the last ones away.
+        let pairs = self.receive_pairs.load(Ordering::Relaxed).trailing_ones();
+        match pairs {
+            0 => counters.drop(DropReason::LinkDown, burst.list.len() as u64),
+            1 => self.deliver(0, burst.frames(), burst.segments, counters),
+            _ => self.spread(pairs, burst, counters),
+        }
+    }
+
+    /// Delivers frames to several queues: each flow keeps to one, so its order is kept.
+    fn spread(&self, pairs: u32, burst: Egress<'_>, counters: &Counters) {
+        let pair_of = |frame: &Frame| flow_hash(frame.head()) % pairs;
+        let mut wanted = burst.frames().fold(0u64, |set, frame| set | 1 << pair_of(frame));
+        while wanted != 0 {
+            let pair = wanted.trailing_zeros();
+            wanted &= wanted - 1;
+            let frames = burst.frames().filter(|frame| pair_of(frame) == pair);
+            self.deliver(pair as usize, frames, burst.segments, counters);
+        }
+    }
+
+    fn deliver<'b>(
+        &self,
+        pair: usize,
+        frames: impl Iterator<Item = &'b Frame> + Clone,
+        segments: &Segments<'_>,
+        counters: &Counters,
+    ) {
+        let Some(mut ring) = self.lock(2 * pair) else {
+            return counters.drop(DropReason::RxRingBusy, frames.count() as u64);
+        };
+        let accepts = ring.accepts();
+        let Some(mut receiver) = ring.transmit() else {
+            return counters.drop(DropReason::LinkDown, frames.count() as u64);
+        };
+        if pair != 0 && receiver.is_untouched() {
+            // The frontend enabled more queues than the driver uses (Cloud Hypervisor).
+            drop(ring);
+            return self.deliver(0, frames, segments, counters);
+        }
+        receiver.prepare();
+        for frame in frames {
+            deliver_frame(&mut receiver, frame, segments, accepts, counters);
+        }
+        if ring.finish_burst() {
+            counters.calls.add(1);
+        }
+    }
+
+    #[inline]
+    fn lock(&self, index: usize) -> Option<MutexGuard<'_, Ring>> {
+        let ring = self.queues.ring(index)?;
+        ring.try_lock().or_else(|| ring.try_lock_for(RING_WAIT))
+    }
+}
+
+/// Copies one frame to the guest, converted if it has to be.
+#[inline]
+fn deliver_frame(
+    receiver: &mut Receiver<'_>,
+    frame: &Frame,
+    segments: &Segments<'_>,
+    accepts: Offloads,
+    counters: &Counters,
+) {
+    let tail = segments.tail(frame.tail.clone());
+    let done = match offload::for_receiver(&frame.vnet, accepts) {
+        Some(vnet) => receiver
+            .deliver(vnet, frame.len, frame.head(), tail)
+            .map(|()| counters.copied_bytes.add(u64::from(frame.len)))
+            .map_err(reason),
+        None => convert_frame(receiver, frame, segments, accepts, counters),
+    };
+    match done {
+        Ok(()) => {
+            counters.egress_frames.add(1);
+            counters.egress_bytes.add(u64::from(frame.len));
+        }
+        Err(reason) => counters.drop(reason, 1),
+    }
+}
+
+/// Delivers a frame as the frames that its receiver accepts. It counts as delivered when all of
+/// them were; when the buffers run out in the middle, the rest is lost as on any wire.
+#[cold]
+fn convert_frame(
+    receiver: &mut Receiver<'_>,
+    frame: &Frame,
+    segments: &Segments<'_>,
+    accepts: Offloads,
+    counters: &Counters,
+) -> Result<(), DropReason> {
+    let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
+    outgoing.count_conversion(counters);
+    for index in 0..outgoing.count() {
+        let (vnet, headers, payload, len) = outgoing.frame(index);
+        receiver.deliver(vnet, len, headers.as_slice(), payload).map_err(reason)?;
+        counters.copied_bytes.add(u64::from(len));
+    }
+    Ok(())
+}
+
+fn reason(fault: RxFault) -> DropReason {
+    match fault {
+        RxFault::Full => DropReason::RxRingFull,
+        RxFault::TooSmall => DropReason::RxBufferTooSmall,
+    }
+}

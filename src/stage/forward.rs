@@ -1,0 +1,116 @@
+//! The last stage: a learning bridge's decision (IEEE 802.1Q, 8.6 to 8.8).
+
+use crate::frame::{DropReason, Frame, PortId, Verdict};
+use crate::table::mac::MacTable;
+use crate::wire::ethernet::{self, MacAddr};
+
+/// 01-80-C2-00-00-01 to -0F: frames that never cross a bridge (802.1Q, table 8-1), such as pause
+/// frames. 01-80-C2-00-00-00 passes, as through any bridge without spanning tree, so that the
+/// bridges around see their loops.
+const RESERVED: std::ops::RangeInclusive<u64> = 0x0180_c200_0001..=0x0180_c200_000f;
+
+/// Learns where the frames came from and decides where they go: to the port of the destination,
+/// to all ports when it is unknown or a group, never back.
+///
+/// `now` is in seconds of the table's clock.
+#[inline]
+pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32) {
+    let mut last_source = MacAddr([0; 6]);
+    for frame in frames {
+        if frame.verdict != Verdict::Flood {
+            continue;
+        }
+        let addresses = ethernet::src(frame.head()).zip(ethernet::dst(frame.head()));
+        let Some((source, destination)) = addresses else {
+            frame.verdict = Verdict::Drop(DropReason::BadLength);
+            continue;
+        };
+        // Frames of a burst mostly have the same source: learn it once.
+        if source != last_source {
+            macs.learn(source.to_u64(), ingress.0, now);
+            last_source = source;
+        }
+        frame.verdict = decide(destination, macs, ingress, now);
+    }
+}
+
+#[inline]
+fn decide(destination: MacAddr, macs: &MacTable, ingress: PortId, now: u32) -> Verdict {
+    let key = destination.to_u64();
+    if destination.is_multicast() {
+        if RESERVED.contains(&key) {
+            return Verdict::Drop(DropReason::ReservedAddress);
+        }
+        return Verdict::Flood;
+    }
+    match macs.lookup(key, now) {
+        Some(port) if port == ingress.0 => Verdict::Drop(DropReason::NoDestination),
+        Some(port) => Verdict::To(PortId(port)),
+        None => Verdict::Flood,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::mac::MacTableConfig;
+
+    const A: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
+    const B: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
+
+    fn macs() -> MacTable {
+        MacTable::new(&MacTableConfig { capacity: 64, ageing_secs: 300, seed: 1 }, 4)
+    }
+
+    fn frame(destination: [u8; 6], source: [u8; 6]) -> Frame {
+        let mut bytes = [0; 60];
+        bytes[..6].copy_from_slice(&destination);
+        bytes[6..12].copy_from_slice(&source);
+        let mut frame = Frame::default();
+        frame.set_whole(&bytes);
+        frame.verdict = Verdict::Flood;
+        frame
+    }
+
+    fn verdict(macs: &MacTable, port: u16, destination: [u8; 6], source: [u8; 6]) -> Verdict {
+        let mut frames = [frame(destination, source)];
+        forward(&mut frames, macs, PortId(port), 10);
+        frames[0].verdict
+    }
+
+    #[test]
+    fn learns_and_answers_to_the_learned_port_and_follows_moves() {
+        let macs = macs();
+        assert_eq!(verdict(&macs, 0, B, A), Verdict::Flood, "unknown");
+        assert_eq!(verdict(&macs, 1, A, B), Verdict::To(PortId(0)));
+        assert_eq!(verdict(&macs, 0, B, A), Verdict::To(PortId(1)));
+        assert_eq!(verdict(&macs, 2, A, B), Verdict::To(PortId(0)), "B moved to port 2");
+        assert_eq!(verdict(&macs, 0, B, A), Verdict::To(PortId(2)));
+    }
+
+    #[test]
+    fn never_sends_back_and_floods_groups_but_the_reserved() {
+        let macs = macs();
+        verdict(&macs, 0, B, A);
+        let back = Verdict::Drop(DropReason::NoDestination);
+        assert_eq!(verdict(&macs, 0, A, B), back, "A is behind the same port");
+        assert_eq!(verdict(&macs, 1, [0xff; 6], B), Verdict::Flood);
+        assert_eq!(verdict(&macs, 1, [1, 0, 0x5e, 0, 0, 1], B), Verdict::Flood);
+        let group = |last| [1, 0x80, 0xc2, 0, 0, last];
+        let reserved = Verdict::Drop(DropReason::ReservedAddress);
+        assert_eq!(verdict(&macs, 1, group(1), B), reserved, "pause");
+        assert_eq!(verdict(&macs, 1, group(0xf), B), reserved);
+        assert_eq!(verdict(&macs, 1, group(0), B), Verdict::Flood, "spanning tree passes");
+        assert_eq!(verdict(&macs, 1, group(0x10), B), Verdict::Flood);
+    }
+
+    #[test]
+    fn frames_that_are_dropped_already_teach_nothing() {
+        let macs = macs();
+        let dropped = Verdict::Drop(DropReason::BadVnetHeader);
+        let mut frames = [frame(B, A)];
+        frames[0].verdict = dropped;
+        forward(&mut frames, &macs, PortId(0), 10);
+        assert_eq!((frames[0].verdict, macs.len()), (dropped, 0));
+    }
+}

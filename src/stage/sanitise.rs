@@ -1,0 +1,20 @@
+//! The first stage: what the sender says of its frames must be true.
+
+use crate::frame::{DropReason, Frame, Verdict};
+use crate::wire::offload::{self, Offloads};
+
+/// Checks each frame's virtio-net header against the frame and against what the sender
+/// negotiated (`sends`), and keeps only what may go on. Every frame gets a verdict: flood, until
+/// a later stage knows better, or drop.
+#[inline]
+pub fn sanitise(frames: &mut [Frame], sends: Offloads) {
+    for frame in frames {
+        match offload::check(&frame.vnet, frame.head(), frame.len, sends) {
+            Ok(vnet) => {
+                frame.vnet = vnet;
+                frame.verdict = Verdict::Flood;
+            }
+            Err(_) => frame.verdict = Verdict::Drop(DropReason::BadVnetHeader),
+        }
+    }
+}
