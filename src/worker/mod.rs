@@ -1,1 +1,57 @@
-//! worker
+//! Workers: the threads that move frames.
+//!
+//! A [`Worker`] owns the ingress of its sources (transmit rings and TAPs) and may write to any
+//! port. A source is *hot* or *cold*. Hot ones are polled in turn, and their guests are asked not
+//! to kick; a source that stays quiet is made cold: its guest is asked to kick again and its kick
+//! descriptor, which stays registered in epoll, tells when to look at it. So the cost of a frame
+//! doesn't depend on how many idle ports there are, and a switch without traffic sleeps.
+//!
+//! Control talks to a worker by its [`mailbox::Mailbox`], between bursts.
+
+mod events;
+mod mailbox;
+mod pipeline;
+mod poll;
+mod source;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::port::{Counter, Port};
+use crate::table::mac::MacTable;
+
+pub use events::PortEvents;
+pub use mailbox::{Mailbox, Order};
+pub use poll::Worker;
+pub use source::Placement;
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The ports; a [`crate::frame::PortId`] is an index.
+    pub ports: Box<[Arc<Port>]>,
+    /// Where addresses are.
+    pub macs: MacTable,
+    /// Each worker's mailbox.
+    pub mailboxes: Box<[Arc<Mailbox>]>,
+    /// Each worker's counters.
+    pub counters: Box<[WorkerCounters]>,
+    /// Set once, to end the workers.
+    pub stop: AtomicBool,
+}
+
+/// What a worker counts about itself.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// Frames that were taken from sources.
+    pub frames: Counter,
+    /// Bursts that were taken.
+    pub bursts: Counter,
+    /// Time-stamp counter cycles of the rounds that moved frames.
+    pub busy_cycles: Counter,
+    /// How often the worker slept.
+    pub sleeps: Counter,
+    /// Looks at epoll without sleeping.
+    pub looks: Counter,
+}

@@ -1,0 +1,97 @@
+//! What the protocol side of a port tells the workers.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::port::{Kind, Port};
+use crate::ring::{LinkState, QueueEvents};
+use crate::sys::poller::Trigger;
+
+use super::{Order, Placement, Shared};
+
+/// Translates the changes of one port's rings into registrations and orders.
+#[derive(Debug)]
+pub struct PortEvents {
+    shared: Arc<Shared>,
+    placement: Arc<Placement>,
+    port: Arc<Port>,
+    /// The registered kick descriptor of each pair: our own duplicates, because an epoll
+    /// registration outlives the descriptor while the frontend holds the same open file.
+    kicks: Mutex<Vec<Option<OwnedFd>>>,
+}
+
+impl PortEvents {
+    /// The events of `port`.
+    pub fn new(shared: Arc<Shared>, placement: Arc<Placement>, port: Arc<Port>) -> Self {
+        Self { shared, placement, port, kicks: Mutex::default() }
+    }
+
+    /// The pair of a `guest_tx` ring, and who takes its frames.
+    fn place(&self, ring: usize) -> Option<(usize, usize, u32)> {
+        // Nobody waits for receive buffers: kicks of `guest_rx` rings are of no interest.
+        let pair = (ring % 2 == 1).then_some(ring / 2)?;
+        let (worker, source) = self.placement.of(&self.port, pair)?;
+        Some((pair, worker, source))
+    }
+}
+
+impl QueueEvents for PortEvents {
+    fn kick(&self, ring: usize, kick: Option<BorrowedFd<'_>>) {
+        let Some((pair, worker, source)) = self.place(ring) else {
+            return;
+        };
+        let Some(mailbox) = self.shared.mailboxes.get(worker) else {
+            return;
+        };
+        let mut kicks = self.kicks.lock();
+        if kicks.len() <= pair {
+            kicks.resize_with(pair + 1, || None);
+        }
+        let Some(slot) = kicks.get_mut(pair) else {
+            return;
+        };
+        if let Some(old) = slot.take() {
+            // Not in any more: the goal is reached.
+            let _ = mailbox.poller.remove(old.as_fd());
+        }
+        let Some(kick) = kick else { return };
+        let added = kick.try_clone_to_owned().and_then(|fd| {
+            mailbox.poller.add(fd.as_fd(), u64::from(source), Trigger::Edge)?;
+            Ok(fd)
+        });
+        match added {
+            Ok(fd) => *slot = Some(fd),
+            Err(e) => log::error!(
+                "port {}: queue pair {pair}: cannot watch its kick descriptor, so its frames \
+                 wait: {e}; raise the limit of open files (ulimit -n) and restart the guest",
+                self.port.name
+            ),
+        }
+    }
+
+    fn changed(&self, ring: usize) {
+        if let Some((_, worker, source)) = self.place(ring)
+            && let Some(mailbox) = self.shared.mailboxes.get(worker)
+        {
+            mailbox.send(Order::Look { source });
+        }
+    }
+
+    fn link(&self, state: &LinkState) {
+        if let Kind::Vhost(vhost) = &self.port.kind {
+            vhost.set_link(state);
+        }
+        if !state.connected {
+            // As a bridge does when a link goes down: its stations may appear elsewhere.
+            self.shared.macs.flush_port(self.port.id.0);
+        }
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        if let Some(mailbox) = self.shared.mailboxes.first() {
+            mailbox.send(Order::Announce { port: self.port.id, mac });
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The poll loop of one worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::PollMode;
+use crate::frame::{BURST, DropReason, Frame, PortId};
+use crate::mem::SegmentPool;
+use crate::port::{Kind, Port, TapPort, TapReader, VhostPort};
+use crate::sys::clock;
+use crate::sys::poller::Events;
+use crate::wire::ethernet::MacAddr;
+use crate::wire::offload::Offloads;
+use crate::wire::rarp;
+
+use super::pipeline::Pipeline;
+use super::source::Source;
+use super::{Mailbox, Order, Placement, Shared};
+
+/// How long a source may be quiet and stay hot while the worker is busy with others, ns.
+const COOL_NS: u64 = 200_000;
+/// How often a busy worker looks at epoll for cold sources, ns.
+const LOOK_NS: u64 = 20_000;
+/// The longest a worker without work polls before it sleeps, ns.
+const SPIN_MAX_NS: u64 = 50_000;
+/// The first step of that time.
+const SPIN_STEP_NS: u64 = 5_000;
+/// A sleep in which a kick that nobody sends is waited for ends after this time.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// A thread that moves frames.
+#[derive(Debug)]
+pub struct Worker {
+    index: usize,
+    mailbox: Arc<Mailbox>,
+    mode: PollMode,
+    sources: Vec<Source>,
+    /// Indices of the hot sources.
+    hot: Vec<u32>,
+    pipeline: Pipeline,
+    pool: SegmentPool,
+    frames: Box<[Frame]>,
+    reader: TapReader,
+    /// What the last look at epoll reported.
+    events: Events,
+    /// How long to poll before the next sleep, ns: grows when work comes right after the worker
+    /// fell asleep, shrinks when polling was in vain.
+    spin_ns: u64,
+    last_look: u64,
+}
+
+/// What came of looking at a source.
+enum Outcome {
+    /// It had that many frames or bad buffers.
+    Worked(usize),
+    /// It had nothing, or can't be used.
+    Quiet,
+    /// Control holds its lock.
+    Busy,
+}
+
+impl Worker {
+    /// Worker `index` of the switch.
+    pub fn new(shared: Arc<Shared>, placement: &Placement, index: usize, mode: PollMode) -> Self {
+        let sources = placement.sources(&shared.ports, index);
+        Self {
+            index,
+            mailbox: Arc::clone(&shared.mailboxes[index]),
+            mode,
+            hot: Vec::with_capacity(sources.len()),
+            sources,
+            pipeline: Pipeline::new(shared, index),
+            pool: SegmentPool::default(),
+            frames: (0..BURST).map(|_| Frame::default()).collect(),
+            reader: TapReader::default(),
+            events: Events::with_capacity(64),
+            spin_ns: 0,
+            last_look: 0,
+        }
+    }
+
+    /// Moves frames until the switch stops.
+    pub fn run(&mut self) {
+        let mut quiet_since = clock::now_ns();
+        while !self.pipeline.stopping() {
+            self.obey();
+            let start = clock::tsc();
+            let frames = self.round();
+            let now = clock::now_ns();
+            if frames > 0 {
+                let counters = &self.pipeline.shared().counters[self.index];
+                counters.busy_cycles.add(clock::tsc().wrapping_sub(start));
+                counters.frames.add(frames as u64);
+                quiet_since = now;
+            } else if self.mode == PollMode::Adaptive && now - quiet_since >= self.spin_ns {
+                self.sleep();
+                quiet_since = clock::now_ns();
+                continue;
+            }
+            if now - self.last_look >= LOOK_NS {
+                self.last_look = now;
+                self.pipeline.shared().counters[self.index].looks.add(1);
+                self.look(Some(Duration::ZERO));
+                self.cool(now);
+            }
+        }
+    }
+
+    /// Takes one burst from each hot source. Returns how many frames there were.
+    #[inline]
+    fn round(&mut self) -> usize {
+        let mut total = 0;
+        for position in 0..self.hot.len() {
+            let index = self.hot[position] as usize;
+            match self.take_burst(index) {
+                Outcome::Worked(frames) => {
+                    total += frames;
+                    self.sources[index].last_work = clock::now_ns();
+                }
+                Outcome::Busy => self.sources[index].last_work = clock::now_ns(),
+                Outcome::Quiet => {}
+            }
+        }
+        total
+    }
+
+    #[inline]
+    fn take_burst(&mut self, index: usize) -> Outcome {
+        let Source { port, pair, .. } = &self.sources[index];
+        let now = clock::coarse_seconds();
+        let Self { pipeline, pool, frames, reader, .. } = self;
+        match &port.kind {
+            Kind::Vhost(vhost) => from_guest(port, vhost, *pair, pipeline, pool, frames, now),
+            Kind::Tap(tap) => from_tap(port, tap, pipeline, reader, pool, frames, now),
+        }
+    }
+
+    /// Makes the hot sources cold that were quiet for long, if nothing came meanwhile.
+    fn cool(&mut self, now: u64) {
+        let Self { hot, sources, .. } = self;
+        hot.retain(|index| {
+            let source = &mut sources[*index as usize];
+            let stays = now.saturating_sub(source.last_work) < COOL_NS || set_kicks(source, true);
+            source.hot = stays;
+            stays
+        });
+    }
+
+    /// Sleeps until a kick, a frame of a TAP or an order, unless there is work after all.
+    fn sleep(&mut self) {
+        self.cool(u64::MAX);
+        if !self.hot.is_empty() {
+            return;
+        }
+        self.pipeline.shared().counters[self.index].sleeps.add(1);
+        let before = clock::now_ns();
+        self.look(Some(SLEEP_MAX));
+        let slept = clock::now_ns() - before;
+        self.spin_ns = if slept < SPIN_MAX_NS {
+            (self.spin_ns + SPIN_STEP_NS).min(SPIN_MAX_NS)
+        } else {
+            self.spin_ns / 2
+        };
+    }
+
+    /// Asks epoll which sources to heat.
+    fn look(&mut self, timeout: Option<Duration>) {
+        // An error (none is expected of an open epoll instance) shows as no events.
+        let Ok(_) = self.mailbox.poller.wait(&mut self.events, timeout) else {
+            return;
+        };
+        let Self { events, sources, hot, .. } = self;
+        for token in events.tokens().filter(|token| *token != Mailbox::WAKE) {
+            heat(sources, hot, token as u32);
+        }
+    }
+
+    /// Carries out what control ordered.
+    #[inline]
+    fn obey(&mut self) {
+        let Some(orders) = self.mailbox.take() else {
+            return;
+        };
+        for order in orders {
+            match order {
+                Order::Look { source } => heat(&mut self.sources, &mut self.hot, source),
+                Order::Announce { port, mac } => self.announce(port, mac),
+            }
+        }
+    }
+
+    /// Sends a RARP request from `mac`, as a guest would that moved: the other bridges learn.
+    fn announce(&mut self, port: PortId, mac: [u8; 6]) {
+        let shared = Arc::clone(&self.pipeline.shared().ports[port.index()]);
+        let Some(frame) = self.frames.first_mut() else {
+            return;
+        };
+        frame.set_whole(&rarp::announcement(MacAddr(mac)));
+        let segments = self.pool.local(&[], std::iter::empty());
+        let frames = &mut self.frames[..1];
+        let now = clock::coarse_seconds();
+        self.pipeline.run(&shared, frames, &segments, Offloads::empty(), now);
+    }
+}
+
+/// Makes a source hot.
+fn heat(sources: &mut [Source], hot: &mut Vec<u32>, index: u32) {
+    let Some(source) = sources.get_mut(index as usize) else {
+        return;
+    };
+    source.last_work = clock::now_ns();
+    if !source.hot {
+        source.hot = true;
+        set_kicks(source, false);
+        hot.push(index);
+    }
+}
+
+/// Asks a source's guest for kicks or to spare them. Returns whether there is something to take.
+fn set_kicks(source: &Source, wanted: bool) -> bool {
+    match &source.port.kind {
+        Kind::Vhost(vhost) => match vhost.guest_tx(source.pair) {
+            // Control holds the lock: stay awake until it has finished.
+            Some(ring) => ring.try_lock().is_none_or(|mut ring| ring.want_kicks(wanted)),
+            None => false,
+        },
+        // Edge triggered: a frame that comes after the last read makes an event.
+        Kind::Tap(_) => false,
+    }
+}
+
+/// Takes a burst from a transmit ring and switches it.
+#[inline]
+fn from_guest(
+    port: &Port,
+    vhost: &VhostPort,
+    pair: usize,
+    pipeline: &mut Pipeline,
+    pool: &mut SegmentPool,
+    frames: &mut [Frame],
+    now: u32,
+) -> Outcome {
+    let Some(ring) = vhost.guest_tx(pair) else {
+        return Outcome::Quiet;
+    };
+    let Some(mut ring) = ring.try_lock() else {
+        return Outcome::Busy;
+    };
+    let sends = ring.sends();
+    let Some(burst) = ring.receive(pool, frames) else {
+        return Outcome::Quiet;
+    };
+    let counters = port.counters(pipeline.worker());
+    if burst.bad_chains + burst.bad_lengths > 0 {
+        counters.ingress_frames.add(u64::from(burst.bad_chains + burst.bad_lengths));
+        counters.drop(DropReason::BadChain, u64::from(burst.bad_chains));
+        counters.drop(DropReason::BadLength, u64::from(burst.bad_lengths));
+    }
+    let taken = burst.taken;
+    pipeline.run(port, burst.frames, &burst.segments, sends, now);
+    ring.complete_burst(taken);
+    if ring.finish_burst() {
+        counters.calls.add(1);
+    }
+    Outcome::Worked(usize::from(taken))
+}
+
+/// Takes a burst from a TAP and switches it.
+fn from_tap(
+    port: &Port,
+    tap: &TapPort,
+    pipeline: &mut Pipeline,
+    reader: &mut TapReader,
+    pool: &mut SegmentPool,
+    frames: &mut [Frame],
+    now: u32,
+) -> Outcome {
+    let (good, segments, bad) = tap.receive(reader, pool, frames);
+    let taken = good + usize::from(bad);
+    if taken == 0 {
+        return Outcome::Quiet;
+    }
+    let counters = port.counters(pipeline.worker());
+    counters.ingress_frames.add(u64::from(bad));
+    counters.drop(DropReason::BadLength, u64::from(bad));
+    if let Some(frames) = frames.get_mut(..good) {
+        pipeline.run(port, frames, &segments, tap.sends(), now);
+    }
+    Outcome::Worked(taken)
+}
