@@ -121,23 +121,23 @@ impl Frame {
     #[inline]
     pub fn head(&self) -> &[u8] {
         let len = (self.len as usize).min(HEAD_LEN);
-        // `len` is at most HEAD_LEN: the compiler sees it, and the bound costs nothing.
-        &self.head[..len]
+        self.head.get(..len).unwrap_or_default()
     }
 
     /// Makes it a frame that is all head, without offloads. Bytes behind [`HEAD_LEN`] are cut.
     pub fn set_whole(&mut self, bytes: &[u8]) {
         let len = bytes.len().min(HEAD_LEN);
-        self.head[..len].copy_from_slice(&bytes[..len]);
+        self.head.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         self.len = len as u32;
         self.vnet = VnetHeader::default();
         self.tail = 0..0;
     }
 
-    /// The storage of the head, to be filled.
+    /// The head, to be changed. Its length follows [`Frame::len`].
     #[inline]
-    pub fn head_mut(&mut self) -> &mut [u8; HEAD_LEN] {
-        &mut self.head
+    pub fn head_mut(&mut self) -> &mut [u8] {
+        let len = (self.len as usize).min(HEAD_LEN);
+        self.head.get_mut(..len).unwrap_or_default()
     }
 }
 

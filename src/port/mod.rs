@@ -65,8 +65,8 @@ impl Port {
 
     /// The counters that `worker` writes.
     #[inline]
+    #[expect(clippy::indexing_slicing, reason = "there is one set for each worker")]
     pub fn counters(&self, worker: usize) -> &Counters {
-        // There is one set for each worker, by construction.
         &self.counters[worker]
     }
 

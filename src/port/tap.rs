@@ -155,7 +155,7 @@ fn fill(frame: &mut Frame, read: &[u8], index: u32) -> Option<usize> {
     let head = bytes.len().min(HEAD_LEN);
     frame.len = len;
     frame.vnet = VnetHeader::from_bytes(header);
-    frame.head_mut().get_mut(..head)?.copy_from_slice(bytes.get(..head)?);
+    frame.head_mut().copy_from_slice(bytes.get(..head)?);
     frame.tail = index..index + 1;
     Some(head)
 }

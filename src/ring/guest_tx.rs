@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::frame::{BURST, Frame, HEAD_LEN, MAX_FRAME, MIN_FRAME};
+use crate::frame::{BURST, Frame, MAX_FRAME, MIN_FRAME};
 use crate::mem::{MAX_FRAME_SEGMENTS, SegmentPool, Segments};
 use crate::sys::prefetch;
 use crate::wire::vnet::VnetHeader;
@@ -74,7 +74,7 @@ impl Ring {
         let mut segments = pool.guest(&live.mem);
         let (taken, bad_chains) = live.walk_chains(wanted, &mut chains, &mut segments);
         let (good, bad_lengths) =
-            fetch_heads(live.header, &chains.segments[..taken], &mut segments, frames);
+            fetch_heads(live.header, chains.segments.get(..taken)?, &mut segments, frames);
         Some(TxBurst {
             frames: frames.get_mut(..good)?,
             segments,
@@ -174,10 +174,9 @@ fn fetch_heads(
         };
         let mut vnet = [0u8; VnetHeader::LEN];
         let mut tail = range.clone();
-        segments.take(&mut tail, &mut vnet[..header]);
+        segments.take(&mut tail, vnet.get_mut(..header).unwrap_or_default());
         frame.len = len as u32;
-        let head = (len as usize).min(HEAD_LEN);
-        segments.take(&mut tail, &mut frame.head_mut()[..head]);
+        segments.take(&mut tail, frame.head_mut());
         frame.vnet = VnetHeader::from_bytes(&vnet);
         frame.tail = tail;
         good += 1;

@@ -107,7 +107,8 @@ impl NetDevice {
         let request = self.ask(libc::SIOCGIFHWADDR)?;
         // SAFETY: SIOCGIFHWADDR filled in this member.
         let address = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
-        Ok(std::array::from_fn(|index| address[index] as u8))
+        let [a, b, c, d, e, f, ..] = address.map(|byte| byte as u8);
+        Ok([a, b, c, d, e, f])
     }
 
     /// The interface index. `ENODEV` when there is no such device.

@@ -296,6 +296,7 @@ impl MacTable {
 
     /// The two buckets in which `mac` may stand, never the same one twice.
     #[inline]
+    #[expect(clippy::indexing_slicing, reason = "masked to the power of two that the length is")]
     fn candidates(&self, mac: u64) -> [&Bucket; 2] {
         let [key0, key1, key2, key3] = self.keys;
         let hash = folded_multiply(folded_multiply(mac ^ key0, key1) ^ key2, key3);
@@ -303,7 +304,6 @@ impl MacTable {
         let first = hash as usize & mask;
         let other = (hash >> 32) as usize & mask;
         let second = if other == first { first ^ 1 } else { other };
-        // Both are masked to the power of two that the length is.
         [&self.buckets[first], &self.buckets[second]]
     }
 
@@ -362,8 +362,11 @@ impl MacTable {
             |slot: &Slot<'_>| slot.entry.load(Relaxed) == EMPTY || slot.age(now) > self.ageing_secs;
         let [first, second] =
             candidates.map(|bucket| BUCKET_LEN - bucket.slots().filter(is_free).count());
-        let order = if first > PREFERRED_LOAD && second < first { [1, 0] } else { [0, 1] };
-        let free = order.into_iter().find_map(|index| candidates[index].slots().find(is_free));
+        let mut ordered = candidates;
+        if first > PREFERRED_LOAD && second < first {
+            ordered.reverse();
+        }
+        let free = ordered.into_iter().find_map(|bucket| bucket.slots().find(is_free));
         free.or_else(|| {
             let own = |slot: &Slot<'_>| port_of(slot.entry.load(Relaxed)) == port;
             let slots = candidates.into_iter().flat_map(Bucket::slots);

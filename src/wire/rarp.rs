@@ -8,23 +8,18 @@ pub const LEN: usize = 60;
 /// A broadcast RARP request that asks for `mac`'s own address. Nobody answers it; the bridges on
 /// its way learn where `mac` is.
 pub fn announcement(mac: MacAddr) -> [u8; LEN] {
-    let mut frame = [0; LEN];
-    let mut at = 0;
-    let mut put = |bytes: &[u8]| {
-        for byte in bytes {
-            frame[at] = *byte;
-            at += 1;
-        }
-    };
-    put(&[0xff; 6]);
-    put(&mac.0);
-    put(&[0x80, 0x35]); // EtherType RARP
-    put(&[0, 1, 8, 0, 6, 4, 0, 3]); // Ethernet, IPv4, lengths, request reverse
-    put(&mac.0); // sender
-    put(&[0; 4]);
-    put(&mac.0); // target
-    put(&[0; 4]);
-    frame
+    let fields: [&[u8]; 8] = [
+        &[0xff; 6],
+        &mac.0,
+        &[0x80, 0x35],             // EtherType RARP
+        &[0, 1, 8, 0, 6, 4, 0, 3], // Ethernet, IPv4, address lengths, request reverse
+        &mac.0,                    // sender
+        &[0; 4],
+        &mac.0, // target
+        &[0; 4],
+    ];
+    let mut bytes = fields.into_iter().flatten().copied();
+    std::array::from_fn(|_| bytes.next().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! The poll loop of one worker.
+#![expect(clippy::indexing_slicing, reason = "indices are made with what they index, at start")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! What a worker takes frames from, and which worker takes it.
+#![expect(clippy::indexing_slicing, reason = "indices are made with what they index, at start")]
 
 use std::sync::Arc;
 
