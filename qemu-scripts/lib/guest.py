@@ -1,0 +1,94 @@
+"""A running guest as an object.
+
+It owns one QEMU process and its files. It does not make networks: a socket or a TAP device is given.
+"""
+
+import pathlib
+import tempfile
+
+import accel
+import host
+import image
+import qemu
+from control import Control
+
+# A guest under TCG boots in 3 s when it has a core to itself; tests share two cores among many.
+BOOT_SECONDS = 60
+
+
+class Guest:
+    """A guest in the background. Make it with `boot`, which waits for nothing; then `wait_ready`."""
+
+    def __init__(self, settings, directory):
+        self.name = settings.name
+        self.settings = settings
+        # A socket's path holds at most 107 bytes, so it goes to a short place of its own.
+        self._sockets = tempfile.TemporaryDirectory(prefix="ringswitch-guest-")
+        self._socket = pathlib.Path(self._sockets.name, "control")
+        self.console_log = pathlib.Path(directory, f"{settings.name}.console.log")
+        self.qemu_log = pathlib.Path(directory, f"{settings.name}.qemu.log")
+        self._process = None
+        self._control = Control(self._socket, alive=lambda: self._process.poll() is None)
+
+    @classmethod
+    def boot(cls, settings, directory, prefix=()):
+        """Starts a guest whose logs go to `directory`; `prefix` is a command that wraps QEMU's
+        (`ip netns exec NAME`). Several guests boot in parallel when each is awaited afterwards."""
+        guest = cls(settings, directory)
+        accelerator = accel.choose()
+        serials = (f"file:{guest.console_log}", f"unix:{guest._socket},server=on,wait=off")
+        argv = qemu.command_line(settings, image.make(), accelerator, serials)
+        try:
+            guest._process = host.spawn([*prefix, *argv], guest.qemu_log)
+        except BaseException:
+            guest._sockets.cleanup()
+            raise
+        return guest
+
+    @property
+    def pid(self):
+        """The process id of the guest's QEMU."""
+        return self._process.pid
+
+    def wait_ready(self, timeout=BOOT_SECONDS):
+        """Waits until the guest is up and takes commands."""
+        try:
+            self._control.wait_ready(timeout)
+        except host.Problem as problem:
+            raise self._explained(problem) from problem
+
+    def run(self, command, timeout=30):
+        """Runs a command line in the guest: (exit code, output). See control.py."""
+        try:
+            return self._control.run(command, timeout)
+        except host.Problem as problem:
+            raise self._explained(problem) from problem
+
+    def check(self, command, timeout=30):
+        """Runs a command that must succeed and returns its output."""
+        status, output = self.run(command, timeout)
+        if status != 0:
+            raise host.Problem(f"`{command}` in guest {self.name} failed with exit code {status}: "
+                               f"{output.strip() or 'it said nothing'}")
+        return output
+
+    def stop(self):
+        """Ends the guest in order, as far as QEMU is concerned: it closes its socket or TAP."""
+        self._leave(host.end)
+
+    def kill(self):
+        """Ends the guest as a crash would: SIGKILL to QEMU."""
+        self._leave(lambda process: (process.kill(), process.wait()))
+
+    def _leave(self, end):
+        self._control.close()
+        if self._process:
+            end(self._process)
+        self._sockets.cleanup()
+
+    def _explained(self, problem):
+        """A problem with the guest, with QEMU's last words if it had some."""
+        said = self.qemu_log.read_text(errors="replace").strip().splitlines()
+        words = f"; QEMU said: {said[-1]}" if said else ""
+        return host.Problem(f"guest {self.name}: {problem}{words} (logs: {self.console_log}, "
+                            f"{self.qemu_log})", problem.code)
