@@ -4,7 +4,6 @@ It owns one QEMU process and its files. It does not make networks: a socket or a
 """
 
 import pathlib
-import tempfile
 
 import accel
 import host
@@ -14,6 +13,8 @@ from control import Control
 
 # A guest under TCG boots in 3 s when it has a core to itself; tests share two cores among many.
 BOOT_SECONDS = 60
+# sun_path of unix(7), less its final zero byte.
+SOCKET_PATH_MAX = 107
 
 
 class Guest:
@@ -22,9 +23,9 @@ class Guest:
     def __init__(self, settings, directory):
         self.name = settings.name
         self.settings = settings
-        # A socket's path holds at most 107 bytes, so it goes to a short place of its own.
-        self._sockets = tempfile.TemporaryDirectory(prefix="ringswitch-guest-")
-        self._socket = pathlib.Path(self._sockets.name, "control")
+        self._socket = pathlib.Path(directory, f"{settings.name}.control")
+        if len(str(self._socket)) > SOCKET_PATH_MAX:
+            raise host.Problem(f"{self._socket}: too long for a socket (at most {SOCKET_PATH_MAX} bytes)")
         self.console_log = pathlib.Path(directory, f"{settings.name}.console.log")
         self.qemu_log = pathlib.Path(directory, f"{settings.name}.qemu.log")
         self._process = None
@@ -32,17 +33,13 @@ class Guest:
 
     @classmethod
     def boot(cls, settings, directory, prefix=()):
-        """Starts a guest whose logs go to `directory`; `prefix` is a command that wraps QEMU's
+        """Starts a guest whose logs and control socket go to `directory`; `prefix` is a command that wraps QEMU's
         (`ip netns exec NAME`). Several guests boot in parallel when each is awaited afterwards."""
         guest = cls(settings, directory)
         accelerator = accel.choose()
         serials = (f"file:{guest.console_log}", f"unix:{guest._socket},server=on,wait=off")
         argv = qemu.command_line(settings, image.make(), accelerator, serials)
-        try:
-            guest._process = host.spawn([*prefix, *argv], guest.qemu_log)
-        except BaseException:
-            guest._sockets.cleanup()
-            raise
+        guest._process = host.spawn([*prefix, *argv], guest.qemu_log)
         return guest
 
     @property
@@ -82,9 +79,8 @@ class Guest:
 
     def _leave(self, end):
         self._control.close()
-        if self._process:
-            end(self._process)
-        self._sockets.cleanup()
+        end(self._process)
+        self._socket.unlink(missing_ok=True)
 
     def _explained(self, problem):
         """A problem with the guest, with QEMU's last words if it had some."""

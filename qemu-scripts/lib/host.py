@@ -40,9 +40,23 @@ class Problem(Exception):
         self.code = code
 
 
+_ERASE_LINE = "\r\033[K"
+_children = []
+
+
 def say(text):
-    """A progress line; progress never goes to stdout, which belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line that stays. It goes to stderr: stdout belongs to results."""
+    erase = _ERASE_LINE if sys.stderr.isatty() else ""
+    print(f"{erase}{text}", file=sys.stderr, flush=True)
+
+
+def progress(text):
+    """What is being done now: on a terminal the next line takes its place."""
+    if sys.stderr.isatty():
+        room = shutil.get_terminal_size().columns - 1
+        print(f"{_ERASE_LINE}{text[:room]}", end="", file=sys.stderr, flush=True)
+    else:
+        say(text)
 
 
 def cache():
@@ -97,8 +111,16 @@ def spawn(argv, log):
     """
     argv = [str(arg) for arg in argv]
     with open(log, "ab") as out:
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                start_new_session=True, preexec_fn=_die_with_parent)
+        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                 start_new_session=True, preexec_fn=_die_with_parent)
+    _children.append(child)
+    return child
+
+
+def end_children():
+    """Kills what is left of all spawned children; a last resort after an interrupted clean-up."""
+    for child in _children:
+        end(child, first=signal.SIGKILL)
 
 
 def end(child, patience=5.0, first=signal.SIGTERM):

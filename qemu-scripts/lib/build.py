@@ -1,0 +1,54 @@
+"""Builds the switch with cargo and says where the program is."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import host
+
+CARGO_NEEDED = (1, 95)
+GET_CARGO = "Debian 12's own is too old; https://rustup.rs installs a current one"
+
+
+def _cargo():
+    """The path of a cargo that is new enough: on PATH, or where rustup puts it."""
+    rustup = pathlib.Path(os.environ.get("CARGO_HOME") or pathlib.Path.home() / ".cargo", "bin/cargo")
+    cargo = shutil.which("cargo") or (str(rustup) if os.access(rustup, os.X_OK) else None)
+    wanted = ".".join(map(str, CARGO_NEEDED))
+    if cargo is None:
+        raise host.Problem(f"cargo {wanted} or newer is needed and there is none; {GET_CARGO}",
+                           host.EXIT_MISSING)
+    said = host.run(cargo, "--version", cwd=host.REPOSITORY)
+    version = re.match(r"cargo (\d+)\.(\d+)", said)
+    if not version or tuple(map(int, version.groups())) < CARGO_NEEDED:
+        raise host.Problem(f"cargo {wanted} or newer is needed and {cargo} is `{said.strip()}`; "
+                           f"{GET_CARGO}", host.EXIT_MISSING)
+    return cargo
+
+
+def switch():
+    """Builds the release binary and returns its path. What cargo says goes to stderr as it comes."""
+    host.need(["cc"])
+    cargo = _cargo()
+    # rustup's directory holds rustc too, which cargo looks for on PATH.
+    path = f"{os.environ['PATH']}:{pathlib.Path(cargo).parent}"
+    command = [cargo, "build", "--release", "--locked", "--bin", "ringswitch",
+               "--message-format=json-render-diagnostics"]
+    host.say("building ringswitch")
+    with subprocess.Popen(command, cwd=host.REPOSITORY, stdin=subprocess.DEVNULL, text=True,
+                          stdout=subprocess.PIPE, env=dict(os.environ, PATH=path)) as building:
+        try:
+            messages, _ = building.communicate()
+        except BaseException:
+            building.terminate()
+            raise
+    if building.returncode != 0:
+        raise host.Problem(f"`{' '.join(command)}` failed with exit code {building.returncode}")
+    for line in messages.splitlines():
+        message = json.loads(line)
+        if message.get("executable") and message["target"]["name"] == "ringswitch":
+            return message["executable"]
+    raise host.Problem("cargo built no program named ringswitch")

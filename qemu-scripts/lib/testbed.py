@@ -1,0 +1,145 @@
+"""The two networks that the demo compares: one ringswitch process, and TAP + Linux bridge.
+
+Both have two guests, vm1 and vm2, and the host on the same segment. The guests are equal but for the
+backend of their NIC. Only one testbed exists at a time, with everything in it freshly started: the other
+one's guests cost no processor time, and each round is a sample of its own.
+"""
+
+import contextlib
+import pathlib
+import time
+
+import host
+from guest import Guest
+from netns import Namespace
+from qemu import Settings
+
+HOST_IP4, HOST_IP6 = "10.77.0.254", "fd77::254"
+SWITCH_START_SECONDS = 10
+UPLINK, BRIDGE = "rs0", "br0"
+
+
+def _address(number):
+    return f"10.77.0.{number}", f"fd77::{number}"
+
+
+class Testbed(contextlib.AbstractContextManager):
+    """Two running guests and the host's end of their network; the base of both kinds."""
+
+    label = ""  # for people
+    key = ""  # for machines, and in file names
+
+    def __init__(self, directory):
+        """`directory` takes the logs and sockets; its path must be short."""
+        self.directory = pathlib.Path(directory, self.key)
+        self.guests = []
+        self.addresses = {"vm1": _address(1), "vm2": _address(2), "host": (HOST_IP4, HOST_IP6)}
+        self._stack = contextlib.ExitStack()
+        self.namespace = None
+
+    def __enter__(self):
+        self.directory.mkdir(exist_ok=True)
+        with self._stack:
+            self.namespace = self._stack.enter_context(Namespace(self.key))
+            self._network()
+            self._host_server()
+            for number in (1, 2):
+                guest = self._guest(number)
+                self._stack.callback(guest.stop)
+                self.guests.append(guest)
+            for guest in self.guests:
+                guest.wait_ready()
+            # All is well: what is on the stack stays up until __exit__.
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *exception):
+        return self._stack.__exit__(*exception)
+
+    def _settings(self, number):
+        ip4, ip6 = _address(number)
+        return Settings(name=f"vm{number}", mac=f"52:54:00:77:00:{number:02x}",
+                        ip4=f"{ip4}/24", ip6=f"{ip6}/64")
+
+    def _host_address(self, device):
+        """Gives the host its addresses on the segment."""
+        self.namespace.ip("addr", "add", f"{HOST_IP4}/24", "dev", device)
+        self.namespace.ip("addr", "add", f"{HOST_IP6}/64", "dev", device, "nodad")
+        self.namespace.ip("link", "set", device, "up")
+
+    def _host_server(self):
+        """An iperf3 server on the host."""
+        log = self.directory / "iperf3-server.log"
+        server = host.spawn([*self.namespace.prefix, "iperf3", "-s"], log)
+        self._stack.callback(host.end, server)
+
+    def _network(self):
+        """Sets up what the guests' NICs are attached to."""
+        raise NotImplementedError
+
+    def _guest(self, number):
+        """Boots one guest, without waiting for it."""
+        raise NotImplementedError
+
+
+class Ringswitch(Testbed):
+    """One ringswitch process: a vhost-user port for each guest, a TAP uplink to the host."""
+
+    label, key = "ringswitch", "ringswitch"
+
+    def __init__(self, directory, binary):
+        super().__init__(directory)
+        self._binary = binary
+        self._sockets = {number: self.directory / f"vm{number}.sock" for number in (1, 2)}
+
+    def _network(self):
+        log = self.directory / "ringswitch.log"
+        ports = [word for n, path in self._sockets.items() for word in ("--port", f"vm{n}={path}")]
+        switch = host.spawn([*self.namespace.prefix, self._binary, "run", *ports, "--uplink", UPLINK],
+                            log)
+        self._stack.callback(self._stop_switch, switch, log)
+        deadline = time.monotonic() + SWITCH_START_SECONDS
+        while not self._switch_is_up():
+            if switch.poll() is not None:
+                raise host.Problem(f"ringswitch ended at once with exit code {switch.returncode} "
+                                   f"(log: {log})")
+            if time.monotonic() > deadline:
+                raise host.Problem(f"ringswitch made no sockets or no {UPLINK} within "
+                                   f"{SWITCH_START_SECONDS} s (log: {log})")
+            time.sleep(0.02)
+        self._host_address(UPLINK)
+
+    def _switch_is_up(self):
+        links = self.namespace.ip("-o", "link")
+        return f" {UPLINK}:" in links and all(path.is_socket() for path in self._sockets.values())
+
+    @staticmethod
+    def _stop_switch(switch, log):
+        ended_before = switch.poll() is not None
+        status = host.end(switch)
+        if ended_before or status != 0:
+            when = "while it was used" if ended_before else "on SIGTERM"
+            raise host.Problem(f"ringswitch ended {when} with exit code {status} (log: {log})")
+
+    def _guest(self, number):
+        settings = self._settings(number)
+        settings.socket = str(self._sockets[number])
+        return Guest.boot(settings, self.directory)
+
+
+class Bridge(Testbed):
+    """A Linux bridge with a TAP device for each guest, served by QEMU's own virtio device."""
+
+    label, key = "TAP + bridge", "bridge"
+
+    def _network(self):
+        self.namespace.ip("link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
+        for number in (1, 2):
+            self.namespace.ip("tuntap", "add", "dev", f"tap{number}", "mode", "tap")
+            self.namespace.ip("link", "set", f"tap{number}", "master", BRIDGE, "up")
+        self._host_address(BRIDGE)
+
+    def _guest(self, number):
+        settings = self._settings(number)
+        settings.tap = f"tap{number}"
+        return Guest.boot(settings, self.directory, self.namespace.prefix)
