@@ -1,8 +1,8 @@
 """Which accelerator QEMU is to use: KVM where it truly runs the guest's kernel, TCG elsewhere.
 
-The presence of /dev/kvm proves little: under some hypervisors it opens, and an ordinary kernel never
-gets anywhere. So the guest is booted once with KVM, with a time limit; the outcome is kept in the cache
-until the host's next boot. RINGSWITCH_ACCEL=kvm or =tcg decides without a probe.
+The presence of /dev/kvm proves little: under some hypervisors it opens, and an ordinary kernel
+never gets anywhere. So the guest is booted once with KVM, with a time limit; the outcome is kept in
+the cache until the host's next boot. RINGSWITCH_ACCEL=kvm or =tcg decides without a probe.
 """
 
 import os
@@ -20,12 +20,13 @@ _chosen = None
 
 
 def choose():
-    """"kvm" or "tcg"; the answer is found once per process, and probed once per boot of the host."""
+    """Returns "kvm" or "tcg", as found once per boot of the host."""
     global _chosen
     if _chosen is None:
         asked = os.environ.get("RINGSWITCH_ACCEL")
         if asked and asked not in qemu.ACCELERATOR:
-            raise host.Problem(f"RINGSWITCH_ACCEL={asked}: kvm or tcg is expected", host.EXIT_MISSING)
+            raise host.Problem(f"RINGSWITCH_ACCEL={asked}: kvm or tcg is expected",
+                               host.EXIT_MISSING)
         _chosen = asked or ("kvm" if _kvm_works() else "tcg")
     return _chosen
 

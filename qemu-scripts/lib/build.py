@@ -15,7 +15,8 @@ GET_CARGO = "Debian 12's own is too old; https://rustup.rs installs a current on
 
 def _cargo():
     """The path of a cargo that is new enough: on PATH, or where rustup puts it."""
-    rustup = pathlib.Path(os.environ.get("CARGO_HOME") or pathlib.Path.home() / ".cargo", "bin/cargo")
+    home = os.environ.get("CARGO_HOME") or pathlib.Path.home() / ".cargo"
+    rustup = pathlib.Path(home, "bin/cargo")
     cargo = shutil.which("cargo") or (str(rustup) if os.access(rustup, os.X_OK) else None)
     wanted = ".".join(map(str, CARGO_NEEDED))
     if cargo is None:
@@ -30,7 +31,7 @@ def _cargo():
 
 
 def switch():
-    """Builds the release binary and returns its path. What cargo says goes to stderr as it comes."""
+    """Builds the release binary and returns its path; cargo's progress goes to stderr."""
     host.need(["cc"])
     cargo = _cargo()
     # rustup's directory holds rustc too, which cargo looks for on PATH.

@@ -1,10 +1,10 @@
 """The control channel of a guest: run a command line in it, get exit code and output.
 
-The guest's end is ttyS1, served by guest-init; this end is a unix stream socket that QEMU listens on
-(`guest --control SOCKET`). One client at a time; it may leave, and another may connect later. Lines end
-with a newline; bytes pass unchanged in both directions.
+The guest's end is ttyS1, served by guest-init; this end is a unix stream socket that QEMU listens
+on (`guest --control SOCKET`). One client at a time; it may leave, and another may connect later.
+Lines end with a newline; bytes pass unchanged in both directions.
 
-    guest:   ready NAME                      once, when the guest is up (lost if nobody was connected)
+    guest:   ready NAME                      once, when it is up (lost if nobody was connected)
     client:  ? TOKEN LIMIT COMMAND           TOKEN: letters and digits, fresh each time, best random
                                              LIMIT: seconds (whole); then the command is killed
                                              COMMAND: the rest of the line, for `sh -c`
@@ -12,8 +12,8 @@ with a newline; bytes pass unchanged in both directions.
              LENGTH bytes                    stdout and stderr of the command
 
 Commands run one after the other. Whatever is no such line is ignored at both ends, so a client that
-doesn't know whether the guest is up sends an empty line and `? TOKEN 5 true` each second or so, with a
-new TOKEN, until one is answered.
+doesn't know whether the guest is up sends an empty line and `? TOKEN 5 true` each second or so,
+with a new TOKEN, until one is answered.
 """
 
 import secrets
@@ -46,7 +46,7 @@ class Control:
             except (FileNotFoundError, ConnectionRefusedError) as refused:
                 connection.close()
                 if not self._alive():
-                    raise host.Problem("QEMU ended before it opened the control socket") from refused
+                    raise host.Problem("QEMU ended before it made the control socket") from refused
                 if time.monotonic() > deadline:
                     raise host.Problem(f"no control socket at {self._path}") from refused
                 time.sleep(0.02)
@@ -58,7 +58,7 @@ class Control:
             self._socket = None
 
     def wait_ready(self, timeout):
-        """Waits until the guest serves commands; a guest that doesn't within `timeout` s is a Problem."""
+        """Waits until the guest serves commands, for at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         self.connect(deadline)
         while time.monotonic() < deadline:
@@ -68,7 +68,7 @@ class Control:
                 return
             except TimeoutError:
                 continue
-        raise host.Problem(f"the guest did not answer on its control channel within {timeout:.0f} s")
+        raise host.Problem(f"no answer on the control channel within {timeout:.0f} s")
 
     def run(self, command, timeout=30):
         """Runs a command line in the guest; returns its exit code and its output (both streams).
@@ -82,7 +82,7 @@ class Control:
         try:
             return self._answer(token, time.monotonic() + limit + GRACE)
         except TimeoutError as late:
-            raise host.Problem(f"the guest did not answer to `{command}` within {limit} s") from late
+            raise host.Problem(f"no answer to `{command}` within {limit} s") from late
 
     def _ask(self, command, limit):
         token = secrets.token_hex(8)

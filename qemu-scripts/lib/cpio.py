@@ -1,7 +1,8 @@
 """Writes a cpio archive in the "newc" format, the one the kernel unpacks as its initramfs.
 
-Format: Linux, Documentation/driver-api/early-userspace/buffer-format.rst. Owned by root throughout and
-with zero time stamps, so that the same inputs give the same bytes. It does not touch the file system.
+Format: Linux, Documentation/driver-api/early-userspace/buffer-format.rst. Owned by root throughout
+and with zero time stamps, so that the same inputs give the same bytes. It does not touch the file
+system.
 """
 
 import stat

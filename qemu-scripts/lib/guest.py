@@ -1,6 +1,6 @@
 """A running guest as an object.
 
-It owns one QEMU process and its files. It does not make networks: a socket or a TAP device is given.
+It owns one QEMU process and its files. It makes no network: a socket or a TAP device is given.
 """
 
 import pathlib
@@ -18,14 +18,15 @@ SOCKET_PATH_MAX = 107
 
 
 class Guest:
-    """A guest in the background. Make it with `boot`, which waits for nothing; then `wait_ready`."""
+    """A guest in the background. `boot` waits for nothing; `wait_ready` comes after it."""
 
     def __init__(self, settings, directory):
         self.name = settings.name
         self.settings = settings
         self._socket = pathlib.Path(directory, f"{settings.name}.control")
         if len(str(self._socket)) > SOCKET_PATH_MAX:
-            raise host.Problem(f"{self._socket}: too long for a socket (at most {SOCKET_PATH_MAX} bytes)")
+            raise host.Problem(f"{self._socket}: too long a path for a socket (at most "
+                               f"{SOCKET_PATH_MAX} bytes)")
         self.console_log = pathlib.Path(directory, f"{settings.name}.console.log")
         self.qemu_log = pathlib.Path(directory, f"{settings.name}.qemu.log")
         self._process = None
@@ -33,8 +34,9 @@ class Guest:
 
     @classmethod
     def boot(cls, settings, directory, prefix=()):
-        """Starts a guest whose logs and control socket go to `directory`; `prefix` is a command that wraps QEMU's
-        (`ip netns exec NAME`). Several guests boot in parallel when each is awaited afterwards."""
+        """Starts a guest whose logs and control socket go to `directory`; `prefix` is a command
+        that wraps QEMU's (`ip netns exec NAME`). Several guests boot in parallel when each is
+        awaited afterwards."""
         guest = cls(settings, directory)
         accelerator = accel.choose()
         serials = (f"file:{guest.console_log}", f"unix:{guest._socket},server=on,wait=off")

@@ -1,7 +1,7 @@
 """The host's side of things: Debian packages, child processes, where files are kept.
 
-Everything here reports a problem as `Problem`: one sentence for the person at the terminal and the exit
-code that goes with it. Nothing here knows about guests or switches.
+Everything here reports a problem as `Problem`: one sentence for the person at the terminal and the
+exit code that goes with it. Nothing here knows about guests or switches.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ PR_SET_PDEATHSIG = 1
 EXIT_FAILED = 1
 EXIT_MISSING = 2
 
-# What a missing program is called in Debian 12. Programs in sbin are found whatever the caller's PATH.
+# The Debian 12 package of each program that may be missing.
 PACKAGE_OF = {
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
@@ -100,14 +100,14 @@ def run(*argv, **options):
 
 
 def _die_with_parent():
-    """Runs in a child before exec: the kernel ends the child when its parent is gone, however it went."""
+    """Runs in a child before exec: when its parent is gone, however, the kernel ends the child."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def spawn(argv, log):
     """Starts a child that lives no longer than we do, its output in the file `log`.
 
-    It gets a session of its own, so that Ctrl-C on the terminal reaches only us and we end it in order.
+    It gets a session of its own: Ctrl-C on the terminal reaches only us, and we end it in order.
     """
     argv = [str(arg) for arg in argv]
     with open(log, "ab") as out:
@@ -135,7 +135,7 @@ def end(child, patience=5.0, first=signal.SIGTERM):
 
 
 def need(programs):
-    """Installs the Debian packages of the missing programs when root; otherwise names them (exit 2)."""
+    """Installs the packages of missing programs when root; otherwise a Problem names them."""
     missing = sorted({PACKAGE_OF[p] for p in programs if shutil.which(p) is None})
     if not missing:
         return

@@ -1,8 +1,8 @@
 """Makes the guest: Debian's cloud kernel and an initramfs of busybox and a few network tools.
 
 Nothing is installed on the host: the kernel's package is downloaded (apt checks its signature) and
-unpacked in the cache directory. The initramfs is left uncompressed: QEMU loads it in a moment, while a
-guest under TCG would take longer to decompress it than to boot.
+unpacked in the cache directory. The initramfs is left uncompressed: QEMU loads it in a moment,
+while a guest under TCG takes up to half a second to decompress it.
 """
 
 import fcntl
@@ -55,7 +55,7 @@ def _kernel_package():
 
 
 def _fetch_kernel(cache):
-    """Downloads and unpacks the kernel; an interrupted unpacking leaves nothing that looks whole."""
+    """Downloads and unpacks the kernel; when interrupted, nothing looks whole that isn't."""
     package = _kernel_package()
     host.say(f"downloading {package}")
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
@@ -79,7 +79,7 @@ def _fetch_kernel(cache):
 
 
 def _libraries(program):
-    """The shared libraries of a program and their loader, as ldd names them; none if it is static."""
+    """The shared libraries of a program and their loader; none if it is static."""
     try:
         listed = host.run("ldd", program)
     except host.Problem:
@@ -113,7 +113,7 @@ def _add_modules(archive, tree, version):
 
 
 def _closure(names, files):
-    """Modules and all they need in turn, each after those that need it: the order of modules.dep."""
+    """Modules and all they need, each after those that need it, as modules.dep wants it."""
     ordered = []
     for name in names:
         for each in [name, *_closure(_dependencies(files[name.replace("-", "_")]), files)]:
@@ -144,9 +144,8 @@ def _initramfs(tree, version):
 def _inputs(tree):
     """A digest of all that the initramfs is made from, cheap enough for every start."""
     digest = hashlib.sha256(tree.name.encode())
-    sources = [host.SCRIPTS / "guest-init", host.SCRIPTS / "lib/image.py", host.SCRIPTS / "lib/cpio.py"]
-    for source in sources:
-        digest.update(source.read_bytes())
+    for source in ("guest-init", "lib/image.py", "lib/cpio.py"):
+        digest.update((host.SCRIPTS / source).read_bytes())
     for program in PROGRAMS:
         path = host.find(program)
         for file in [path, *_libraries(path)]:

@@ -10,8 +10,8 @@ import host
 
 PINGS = 20
 PING_INTERVAL = 0.05
-# More than a guest under TCG can send: there it measures datagrams per second. Less than a guest under
-# KVM receives: there it measures loss at a steady rate.
+# More than a guest under TCG can send: there it measures datagrams per second. Less than a guest
+# under KVM receives: there it measures loss at a steady rate.
 UDP_RATE = "500M"
 # Fits a packet of 1500 bytes, whether IPv4 or IPv6, with room for an extension header.
 UDP_PAYLOAD = 1448
@@ -82,7 +82,7 @@ def udp(guest, address, secs):
     """UDP from a guest at UDP_RATE: Mbit/s of payload sent and received, loss in per cent."""
     end = _in_guest(guest, _client(address, secs, f"-u -b {UDP_RATE} -l {UDP_PAYLOAD}"), secs)
     total = end["sum"]
-    # The receiver's packet count ends at the last datagram that arrived: the loss after it is added.
+    # The receiver's packet count ends at the last datagram that arrived, so it is not `sent`.
     sent = total["packets"]
     received = end["sum_received"]["packets"] - end["sum_received"]["lost_packets"]
     if received <= 0:
@@ -93,7 +93,7 @@ def udp(guest, address, secs):
 
 
 def offloads(guest):
-    """What the guest's driver negotiated: each of FEATURES to "on", "off", or "on, off" of its bits."""
+    """What the guest's driver negotiated: "on" or "off" for each bit of each of FEATURES."""
     bits = guest.check("cat /sys/class/net/eth0/device/features").strip()
     return {name: ", ".join(["off", "on"][bits[bit] == "1"] for bit in wanted)
             for name, wanted in FEATURES.items()}

@@ -1,6 +1,7 @@
-"""Network namespaces of our own: no address, bridge or TAP device of the demo touches the host's."""
+"""Network namespaces of our own: the host's addresses, bridges and TAP devices stay untouched."""
 
 import os
+import re
 
 import host
 
@@ -32,8 +33,9 @@ class Namespace:
 
 
 def remove_leftovers():
-    """Removes the namespaces of this process that an interrupted clean-up has left."""
+    """Removes the namespaces that this process, or an earlier one that was killed, has left."""
     for line in host.run("ip", "netns", "list").splitlines():
         name = line.split()[0]
-        if name.startswith(PREFIX):
+        owner = re.fullmatch(r"ringswitch-(\d+)-\w+", name)
+        if owner and (int(owner[1]) == os.getpid() or not os.path.exists(f"/proc/{owner[1]}")):
             host.run("ip", "netns", "del", name)

@@ -1,8 +1,8 @@
 """The two networks that the demo compares: one ringswitch process, and TAP + Linux bridge.
 
-Both have two guests, vm1 and vm2, and the host on the same segment. The guests are equal but for the
-backend of their NIC. Only one testbed exists at a time, with everything in it freshly started: the other
-one's guests cost no processor time, and each round is a sample of its own.
+Both have two guests, vm1 and vm2, and the host on the same segment. The guests are equal but for
+the backend of their NIC. Only one testbed exists at a time, with everything in it freshly started:
+the other one's guests cost no processor time, and each round is a sample of its own.
 """
 
 import contextlib
@@ -95,9 +95,9 @@ class Ringswitch(Testbed):
     def _network(self):
         log = self.directory / "ringswitch.log"
         ports = [word for n, path in self._sockets.items() for word in ("--port", f"vm{n}={path}")]
-        switch = host.spawn([*self.namespace.prefix, self._binary, "run", *ports, "--uplink", UPLINK],
-                            log)
-        self._stack.callback(self._stop_switch, switch, log)
+        command = [self._binary, "run", *ports, "--uplink", UPLINK]
+        switch = host.spawn([*self.namespace.prefix, *command], log)
+        self._stack.push(lambda _kind, reason, _trace: self._stop_switch(switch, log, reason))
         deadline = time.monotonic() + SWITCH_START_SECONDS
         while not self._switch_is_up():
             if switch.poll() is not None:
@@ -114,12 +114,18 @@ class Ringswitch(Testbed):
         return f" {UPLINK}:" in links and all(path.is_socket() for path in self._sockets.values())
 
     @staticmethod
-    def _stop_switch(switch, log):
+    def _stop_switch(switch, log, reason):
+        """Ends the switch; `reason` is the exception that makes the testbed end, if one does."""
         ended_before = switch.poll() is not None
         status = host.end(switch)
-        if ended_before or status != 0:
-            when = "while it was used" if ended_before else "on SIGTERM"
-            raise host.Problem(f"ringswitch ended {when} with exit code {status} (log: {log})")
+        if reason is not None and not isinstance(reason, host.Problem):
+            return  # an interruption stays one, whatever state it met the switch in
+        if ended_before:
+            # The likely cause of whatever else went wrong.
+            raise host.Problem(f"ringswitch ended while it was used, with exit code {status} "
+                               f"(log: {log})") from reason
+        if status != 0 and reason is None:
+            raise host.Problem(f"ringswitch ended on SIGTERM with exit code {status} (log: {log})")
 
     def _guest(self, number):
         settings = self._settings(number)
