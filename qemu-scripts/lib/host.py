@@ -28,7 +28,7 @@ PACKAGE_OF = {
     "ethtool": "ethtool",
     "tcpdump": "tcpdump",
     "ip": "iproute2",
-    "cc": "gcc",
+    "cc": "build-essential",
 }
 
 
