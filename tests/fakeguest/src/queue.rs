@@ -1,0 +1,401 @@
+//! The two queues of a pair, with the buffers that go round in them.
+//!
+//! [`RxQueue`] owns receive buffers: posts them, puts the frame in them together, posts them
+//! again. [`TxQueue`] owns slots of memory that frames are written to. Neither knows of messages.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::frames::{Frame, HEADER_LEN};
+use crate::layout::{GAP, Layout, Piece};
+use crate::memory::Memory;
+use crate::split::SplitRing;
+
+/// Byte that receive buffers and the gaps around them are filled with before they are posted.
+const POISON: u8 = 0xa5;
+
+/// A frame that arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// The virtio-net header as the device wrote it; of a legacy device 10 bytes and two zeros.
+    pub header: [u8; HEADER_LEN],
+    /// The frame.
+    pub bytes: Vec<u8>,
+    /// Receive buffers that it took.
+    pub buffers_used: usize,
+}
+
+/// What a burst held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Burst {
+    /// Frames.
+    pub frames: u64,
+    /// Their bytes, virtio-net headers not counted.
+    pub bytes: u64,
+}
+
+/// Where equally long slots of memory lie.
+#[derive(Debug)]
+struct Slots {
+    first: u64,
+    stride: u64,
+}
+
+impl Slots {
+    /// `count` slots of `size` bytes and a gap. The stride is an odd number of cache lines, or
+    /// all slots would compete for the same few sets of the cache.
+    fn new(memory: &Memory, count: u16, size: u64) -> Slots {
+        let stride = Slots::stride(size);
+        let first = memory.alloc(u64::from(count) * stride, 64);
+        memory.fill(first, u64::from(count) * stride, POISON);
+        Slots { first, stride }
+    }
+
+    fn stride(size: u64) -> u64 {
+        ((size + GAP).div_ceil(64) | 1) * 64
+    }
+
+    fn addr(&self, slot: u16) -> u64 {
+        self.first + u64::from(slot) * self.stride
+    }
+}
+
+/// Guest memory that the slots of one queue take.
+pub(crate) fn slots_footprint(count: u16, size: u64) -> u64 {
+    u64::from(count) * Slots::stride(size) + 4096
+}
+
+/// A receive queue: the guest receives what the device writes here.
+#[derive(Debug)]
+pub struct RxQueue {
+    /// The ring, for raw writes.
+    pub ring: SplitRing,
+    slots: Slots,
+    size: usize,
+    layout: Layout,
+    /// By head: the chain's pieces; empty where there is no chain.
+    chains: Vec<Vec<Piece>>,
+    /// Built chains that are not posted.
+    idle: Vec<u16>,
+    automatic: bool,
+    mergeable: bool,
+    header_len: usize,
+}
+
+impl RxQueue {
+    /// As many buffers of `size` bytes as the ring holds in this layout, none posted.
+    pub(crate) fn new(
+        mut ring: SplitRing,
+        size: usize,
+        layout: Layout,
+        automatic: bool,
+    ) -> RxQueue {
+        let slots = Slots::new(ring.memory(), ring.size(), layout.footprint(size));
+        let mut chains = vec![Vec::new(); usize::from(ring.size())];
+        let mut idle = Vec::with_capacity(usize::from(ring.size()));
+        for slot in 0..ring.size() {
+            let pieces = layout.pieces(slots.addr(slot), size);
+            let Some(head) = ring.build(&[], &pieces, layout.indirect) else {
+                break;
+            };
+            chains[usize::from(head)] = pieces;
+            idle.push(head);
+        }
+        idle.reverse();
+        let (mergeable, header_len) = (false, HEADER_LEN);
+        RxQueue {
+            ring,
+            slots,
+            size,
+            layout,
+            chains,
+            idle,
+            automatic,
+            mergeable,
+            header_len,
+        }
+    }
+
+    pub(crate) fn set_format(&mut self, mergeable: bool, header_len: usize) {
+        (self.mergeable, self.header_len) = (mergeable, header_len);
+    }
+
+    /// Posts up to `count` idle buffers and publishes them; tells how many.
+    pub fn post(&mut self, count: usize) -> usize {
+        let count = count.min(self.idle.len());
+        for head in self.idle.drain(self.idle.len() - count..) {
+            self.ring.post(head);
+        }
+        self.ring.publish();
+        count
+    }
+
+    /// Posts one more buffer, of these pieces of the caller's own memory. Needs free descriptors:
+    /// take a layout that leaves some, or an indirect one.
+    pub fn post_pieces(&mut self, pieces: &[Piece], indirect: bool) -> bool {
+        let Some(head) = self.ring.build(&[], pieces, indirect) else {
+            return false;
+        };
+        self.chains[usize::from(head)] = pieces.to_vec();
+        self.ring.post(head);
+        self.ring.publish();
+        true
+    }
+
+    /// Gives all idle buffers' descriptors back to the ring, for [`RxQueue::post_pieces`].
+    pub fn drop_idle(&mut self) {
+        for head in self.idle.drain(..) {
+            self.ring.free(head);
+        }
+    }
+
+    /// The next frame, if one is there. Panics if the device's header and used entries disagree.
+    pub fn recv(&mut self) -> Option<Received> {
+        let first = self.ring.pop()?;
+        let mut bytes = self.take(first.head, first.len);
+        let buffers_used = self.buffers_of(&bytes);
+        for buffer in 1..buffers_used {
+            let next = self.ring.pop().unwrap_or_else(|| {
+                panic!("num_buffers is {buffers_used}, but only {buffer} are in the used ring")
+            });
+            assert!(next.len > 0, "an empty merged buffer");
+            let more = self.take(next.head, next.len);
+            bytes.extend_from_slice(&more);
+        }
+        if self.automatic {
+            self.post(buffers_used);
+        }
+        let mut header = [0; HEADER_LEN];
+        header[..self.header_len].copy_from_slice(&bytes[..self.header_len]);
+        bytes.drain(..self.header_len);
+        Some(Received {
+            header,
+            bytes,
+            buffers_used,
+        })
+    }
+
+    fn buffers_of(&self, bytes: &[u8]) -> usize {
+        assert!(
+            bytes.len() >= self.header_len,
+            "{} bytes in a receive buffer",
+            bytes.len()
+        );
+        if !self.mergeable {
+            return 1; // virtio 1.2, section 5.1.6.4.1: the field says nothing then
+        }
+        let count = usize::from(u16::from_le_bytes([bytes[10], bytes[11]]));
+        assert!(count >= 1, "num_buffers is 0 with MRG_RXBUF");
+        count
+    }
+
+    /// Copies `len` bytes out of a used chain and makes it idle.
+    fn take(&mut self, head: u16, len: u32) -> Vec<u8> {
+        let mut bytes = vec![0; len as usize];
+        let mut at = 0;
+        for piece in &self.chains[usize::from(head)] {
+            let part = (bytes.len() - at).min(piece.len as usize);
+            self.ring
+                .memory()
+                .read(piece.addr, &mut bytes[at..at + part]);
+            at += part;
+        }
+        assert_eq!(
+            at,
+            bytes.len(),
+            "the device says it wrote more than the buffer holds"
+        );
+        self.idle.push(head);
+        bytes
+    }
+
+    /// Takes up to `max` frames without looking at their bytes, and posts the buffers again: for
+    /// generators. One publication for the burst. Allocates nothing.
+    pub fn recv_burst(&mut self, max: u64) -> Burst {
+        let mut burst = Burst::default();
+        while burst.frames < max {
+            let Some(used) = self.ring.pop() else { break };
+            let header = self.chains[usize::from(used.head)][0].addr;
+            let mut buffers = [0; 2];
+            if self.mergeable {
+                self.ring.memory().read(header + 10, &mut buffers);
+            }
+            burst.frames += 1;
+            burst.bytes += u64::from(used.len) - self.header_len as u64;
+            self.ring.post(used.head);
+            for _ in 1..u16::from_le_bytes(buffers) {
+                let next = self
+                    .ring
+                    .pop()
+                    .expect("all buffers of a frame are used at once");
+                burst.bytes += u64::from(next.len);
+                self.ring.post(next.head);
+            }
+        }
+        self.ring.publish();
+        burst
+    }
+
+    /// Whether the bytes between the buffers are as they were: nobody wrote past an end.
+    pub fn gaps_intact(&self) -> bool {
+        (0..self.ring.size()).all(|slot| {
+            let start = self.slots.addr(slot);
+            let mut bytes = vec![0; self.slots.stride as usize];
+            self.ring.memory().read(start, &mut bytes);
+            for piece in self.layout.pieces(start, self.size) {
+                let from = (piece.addr - start) as usize;
+                bytes[from..from + piece.len as usize].fill(POISON);
+            }
+            bytes.iter().all(|&byte| byte == POISON)
+        })
+    }
+}
+
+/// Whose a chain in a transmit ring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// It was made for one frame in this slot.
+    Slot(u16),
+    /// It was made for one frame, of memory that the caller looks after.
+    Caller,
+    /// It stays, and is sent again and again.
+    Loaded,
+}
+
+/// A transmit queue: the guest sends what the device reads here.
+#[derive(Debug)]
+pub struct TxQueue {
+    /// The ring, for raw writes.
+    pub ring: SplitRing,
+    slots: Slots,
+    slot_size: u64,
+    free: Vec<u16>,
+    /// By head.
+    owners: Vec<Owner>,
+    /// Loaded chains that the device does not have, oldest first.
+    loaded: std::collections::VecDeque<u16>,
+    header_len: usize,
+}
+
+impl TxQueue {
+    pub(crate) fn new(ring: SplitRing, slot_size: u64) -> TxQueue {
+        let slots = Slots::new(ring.memory(), ring.size(), slot_size);
+        TxQueue {
+            slots,
+            slot_size,
+            free: (0..ring.size()).rev().collect(),
+            owners: vec![Owner::Caller; usize::from(ring.size())],
+            loaded: std::collections::VecDeque::with_capacity(usize::from(ring.size())),
+            header_len: HEADER_LEN,
+            ring,
+        }
+    }
+
+    pub(crate) fn set_format(&mut self, header_len: usize) {
+        self.header_len = header_len;
+    }
+
+    /// Takes back what the device has used; tells how many chains. Panics if the device says that
+    /// it wrote to a buffer that is only there to be read.
+    pub fn reclaim(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(used) = self.ring.pop() {
+            assert_eq!(used.len, 0, "the device wrote to a transmit buffer");
+            count += 1;
+            match self.owners[usize::from(used.head)] {
+                Owner::Loaded => self.loaded.push_back(used.head),
+                Owner::Caller => self.ring.free(used.head),
+                Owner::Slot(slot) => {
+                    self.ring.free(used.head);
+                    self.free.push(slot);
+                }
+            }
+        }
+        count
+    }
+
+    /// Posts a frame without publishing it. False when there is no room.
+    pub fn post(&mut self, frame: &Frame, layout: &Layout) -> bool {
+        let Some(&slot) = self.free.last() else {
+            return false;
+        };
+        let total = self.header_len + frame.bytes.len();
+        assert!(
+            layout.footprint(total) <= self.slot_size,
+            "a frame of {total} bytes: no slot"
+        );
+        let pieces = layout.pieces(self.slots.addr(slot), total);
+        let Some(head) = self.ring.build(&pieces, &[], layout.indirect) else {
+            return false;
+        };
+        self.free.pop();
+        self.write(frame, &pieces);
+        self.owners[usize::from(head)] = Owner::Slot(slot);
+        self.ring.post(head);
+        true
+    }
+
+    /// Posts a frame in memory of the caller's choice, from `addr` on, and publishes it.
+    pub fn post_at(&mut self, addr: u64, frame: &Frame, layout: &Layout) -> bool {
+        let pieces = layout.pieces(addr, self.header_len + frame.bytes.len());
+        self.write(frame, &pieces);
+        self.post_pieces(&pieces, layout.indirect)
+    }
+
+    /// Posts a chain of these pieces with whatever bytes they hold, and publishes it.
+    pub fn post_pieces(&mut self, pieces: &[Piece], indirect: bool) -> bool {
+        let Some(head) = self.ring.build(pieces, &[], indirect) else {
+            return false;
+        };
+        self.owners[usize::from(head)] = Owner::Caller;
+        self.ring.post(head);
+        self.ring.publish();
+        true
+    }
+
+    fn write(&self, frame: &Frame, pieces: &[Piece]) {
+        let memory: &Arc<Memory> = self.ring.memory();
+        let (mut header, mut bytes) = (&frame.header[..self.header_len], frame.bytes.as_slice());
+        for piece in pieces {
+            let (first, rest) = header.split_at(header.len().min(piece.len as usize));
+            memory.write(piece.addr, first);
+            let (second, more) = bytes.split_at(piece.len as usize - first.len());
+            memory.write(piece.addr + first.len() as u64, second);
+            (header, bytes) = (rest, more);
+        }
+    }
+
+    /// Prepares every slot for [`TxQueue::send_burst`], the frames taking turns. The queue sends
+    /// nothing else from then on.
+    pub fn load(&mut self, frames: &[Frame], layout: &Layout) -> io::Result<()> {
+        self.reclaim();
+        if self.ring.in_flight() != 0 || !self.loaded.is_empty() {
+            return Err(io::Error::other(
+                "frames are loaded once, into an idle queue",
+            ));
+        }
+        for frame in frames.iter().cycle() {
+            if !self.post(frame, layout) {
+                break;
+            }
+        }
+        // Only built so far: nothing was published, so the ring can still be taken back.
+        for head in self.ring.unpost() {
+            self.owners[usize::from(head)] = Owner::Loaded;
+            self.loaded.push_back(head);
+        }
+        Ok(())
+    }
+
+    /// Sends up to `count` of the loaded frames in one publication; tells how many. Allocates
+    /// nothing.
+    pub fn send_burst(&mut self, count: usize) -> usize {
+        self.reclaim();
+        let count = count.min(self.loaded.len());
+        for head in self.loaded.drain(..count) {
+            self.ring.post(head);
+        }
+        self.ring.publish();
+        count
+    }
+}

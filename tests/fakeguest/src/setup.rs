@@ -1,0 +1,449 @@
+//! How a guest is set up: its settings, and the order of messages of the VMM it plays.
+//!
+//! The orders are those observed of QEMU 7.2 and Cloud Hypervisor, mistakes included: QEMU enables
+//! rings before it has accepted any feature, and sends the memory once per queue pair; Cloud
+//! Hypervisor wants every message acknowledged and resumes at the avail index.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::features::{self, protocol};
+use crate::guest::{Guest, QueuePair};
+use crate::layout::Layout;
+use crate::memory::Memory;
+use crate::protocol::{Acks, Connection, VRING_LOG, VringAddr};
+use crate::queue::{RxQueue, TxQueue, slots_footprint};
+use crate::split::{INDIRECT_MAX, SplitRing};
+
+/// How long to wait for the backend to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Device status (virtio 1.2, section 2.1): ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK.
+const STATUS_RUNNING: u64 = 0xf;
+
+/// Which end of the socket the guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It connects; the backend listens.
+    Connect,
+    /// It listens; the backend connects.
+    Listen,
+}
+
+/// Whose order of messages to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetupOrder {
+    /// QEMU 7.2's.
+    Qemu,
+    /// Cloud Hypervisor's.
+    CloudHypervisor,
+}
+
+/// The settings of a guest.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    pub(crate) path: PathBuf,
+    pub(crate) role: Role,
+    pub(crate) order: SetupOrder,
+    queue_pairs: usize,
+    ring_size: u16,
+    features: u64,
+    protocol_features: u64,
+    rx_buffer: Option<usize>,
+    rx_layout: Layout,
+    tx_slot: u64,
+    automatic: bool,
+    regions: Option<Vec<(u64, u64)>>,
+    mtu: Option<u64>,
+}
+
+impl Builder {
+    pub(crate) fn new(path: &Path) -> Builder {
+        Builder {
+            path: path.to_owned(),
+            role: Role::Connect,
+            order: SetupOrder::Qemu,
+            queue_pairs: 1,
+            ring_size: 256,
+            features: features::LINUX,
+            protocol_features: protocol::ALL,
+            rx_buffer: None,
+            rx_layout: Layout::whole(),
+            tx_slot: 65536 + 64 * (INDIRECT_MAX as u64 + 1),
+            automatic: true,
+            regions: None,
+            mtu: None,
+        }
+    }
+
+    /// Connect (the default) or listen.
+    pub fn role(self, role: Role) -> Builder {
+        Builder { role, ..self }
+    }
+
+    /// Whose order of messages to follow; QEMU's by default.
+    pub fn order(self, order: SetupOrder) -> Builder {
+        Builder { order, ..self }
+    }
+
+    /// Number of queue pairs; 1 by default.
+    pub fn queue_pairs(self, queue_pairs: usize) -> Builder {
+        Builder {
+            queue_pairs,
+            ..self
+        }
+    }
+
+    /// Entries of each ring, a power of two; 256 by default.
+    pub fn ring_size(self, ring_size: u16) -> Builder {
+        Builder { ring_size, ..self }
+    }
+
+    /// Which features to accept if they are offered; [`features::LINUX`] by default.
+    pub fn features(self, features: u64) -> Builder {
+        Builder { features, ..self }
+    }
+
+    /// Accepts these as well.
+    pub fn with(self, features: u64) -> Builder {
+        Builder {
+            features: self.features | features,
+            ..self
+        }
+    }
+
+    /// Accepts these not.
+    pub fn without(self, features: u64) -> Builder {
+        Builder {
+            features: self.features & !features,
+            ..self
+        }
+    }
+
+    /// Which protocol features to accept if they are offered; all by default.
+    pub fn protocol_features(self, protocol_features: u64) -> Builder {
+        Builder {
+            protocol_features,
+            ..self
+        }
+    }
+
+    /// Size in bytes of a receive buffer, virtio-net header included. By default 4096 with
+    /// mergeable buffers, 65550 without.
+    pub fn rx_buffer(self, bytes: usize) -> Builder {
+        Builder {
+            rx_buffer: Some(bytes),
+            ..self
+        }
+    }
+
+    /// How receive buffers are cut into descriptors.
+    pub fn rx_layout(self, rx_layout: Layout) -> Builder {
+        Builder { rx_layout, ..self }
+    }
+
+    /// Memory for one frame to send, gaps between its pieces included; 68 KiB by default.
+    pub fn tx_slot(self, bytes: u64) -> Builder {
+        Builder {
+            tx_slot: bytes,
+            ..self
+        }
+    }
+
+    /// Receive buffers are posted by the test, not by themselves.
+    pub fn manual_posting(self) -> Builder {
+        Builder {
+            automatic: false,
+            ..self
+        }
+    }
+
+    /// `(guest_addr, size)` of each memory region, which must hold rings and buffers. By default
+    /// two of fitting size, with a hole up to 4 GiB between them, as a PC has.
+    pub fn regions(self, regions: &[(u64, u64)]) -> Builder {
+        Builder {
+            regions: Some(regions.to_vec()),
+            ..self
+        }
+    }
+
+    /// Tells the backend this MTU.
+    pub fn mtu(self, mtu: u64) -> Builder {
+        Builder {
+            mtu: Some(mtu),
+            ..self
+        }
+    }
+
+    /// Makes the guest, connects it to its backend and brings its device up.
+    pub fn attach(self) -> io::Result<Guest> {
+        let listener = match self.role {
+            Role::Connect => None,
+            Role::Listen => Some(UnixListener::bind(&self.path)?),
+        };
+        let memory = Memory::new(
+            &self
+                .regions
+                .clone()
+                .unwrap_or_else(|| self.default_regions()),
+        )?;
+        let mut queues = Vec::with_capacity(self.queue_pairs);
+        for _ in 0..self.queue_pairs {
+            let ring = || SplitRing::new(&memory, self.ring_size, false);
+            let (size, layout) = (self.rx_buffer_size(), self.rx_layout.clone());
+            queues.push(QueuePair {
+                rx: RxQueue::new(ring()?, size, layout, self.automatic),
+                tx: TxQueue::new(ring()?, self.tx_slot),
+            });
+        }
+        let connection = self.connect(listener.as_ref())?;
+        let mut guest = Guest::assemble(self, connection, listener, memory, queues);
+        guest.bring_up()?;
+        guest.first_post();
+        Ok(guest)
+    }
+
+    /// Which of the offered protocol features to accept: Cloud Hypervisor knows fewer.
+    fn accepts(&self, offered: u64) -> u64 {
+        let known = match self.order {
+            SetupOrder::Qemu => protocol::ALL,
+            SetupOrder::CloudHypervisor => {
+                protocol::MQ
+                    | protocol::REPLY_ACK
+                    | protocol::LOG_SHMFD
+                    | protocol::CONFIGURE_MEM_SLOTS
+            }
+        };
+        offered & known & self.protocol_features
+    }
+
+    pub(crate) fn posts_automatically(&self) -> bool {
+        self.automatic
+    }
+
+    fn rx_buffer_size(&self) -> usize {
+        let mergeable = self.features & features::MRG_RXBUF != 0;
+        self.rx_buffer
+            .unwrap_or(if mergeable { 4096 } else { 65550 })
+    }
+
+    fn default_regions(&self) -> Vec<(u64, u64)> {
+        let size = self.ring_size;
+        let ring = u64::from(size) * (INDIRECT_MAX as u64 * 16 + 26) + 4096;
+        let rx = slots_footprint(size, self.rx_layout.footprint(self.rx_buffer_size()));
+        let tx = slots_footprint(size, self.tx_slot);
+        let need = (self.queue_pairs as u64 * (2 * ring + rx + tx)).next_multiple_of(1 << 20);
+        // What doesn't fit in the first one goes to the second; unused memory costs nothing.
+        vec![(0, need / 2 + (1 << 20)), (4 << 30, need + (1 << 20))]
+    }
+
+    /// Connects, waiting for the backend to appear.
+    pub(crate) fn connect(&self, listener: Option<&UnixListener>) -> io::Result<Connection> {
+        let stream = match listener {
+            Some(listener) => {
+                if !crate::wait::readable(listener, CONNECT_TIMEOUT) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                listener.accept()?.0
+            }
+            None => connect_patiently(&self.path)?,
+        };
+        let acks = match self.order {
+            SetupOrder::Qemu => Acks::Some,
+            SetupOrder::CloudHypervisor => Acks::All,
+        };
+        Connection::new(stream, acks)
+    }
+}
+
+fn connect_patiently(path: &Path) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    loop {
+        match UnixStream::connect(path) {
+            Err(error)
+                if Instant::now() < deadline
+                    && matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    ) =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+}
+
+impl Guest {
+    /// Negotiates and starts all rings over a fresh connection.
+    pub(crate) fn bring_up(&mut self) -> io::Result<()> {
+        match self.settings.order {
+            SetupOrder::Qemu => self.bring_up_as_qemu()?,
+            SetupOrder::CloudHypervisor => self.bring_up_as_cloud_hypervisor()?,
+        }
+        self.sync()
+    }
+
+    fn bring_up_as_qemu(&mut self) -> io::Result<()> {
+        for pair in 0..self.queues.len() {
+            self.negotiate(pair == 0)?;
+            for ring in [2 * pair, 2 * pair + 1] {
+                let (call, err) = (
+                    self.ring(ring).call.as_raw_fd(),
+                    self.ring(ring).err.as_raw_fd(),
+                );
+                self.connection.set_vring_call(ring as u32, Some(call))?;
+                self.connection.set_vring_err(ring as u32, Some(err))?;
+            }
+        }
+        if self.has_protocol_features() {
+            self.enable_rings(1)?; // before SET_FEATURES: this is how it is
+        }
+        for pair in 0..self.queues.len() {
+            self.connection.set_features(self.features)?;
+            self.send_memory()?;
+            self.start_rings([2 * pair, 2 * pair + 1])?;
+        }
+        if self.has_protocol_features() {
+            self.enable_rings(self.queues.len())?;
+        }
+        if self.protocol_features & protocol::STATUS != 0 {
+            let status = self.connection.get_status()?;
+            self.connection.set_status(status | STATUS_RUNNING)?;
+        }
+        Ok(())
+    }
+
+    fn bring_up_as_cloud_hypervisor(&mut self) -> io::Result<()> {
+        self.negotiate(true)?;
+        self.connection.set_features(self.features)?;
+        self.connection
+            .set_mem_table(self.memory.regions(), self.memory.file())?;
+        self.start_rings(0..2 * self.queues.len())?;
+        if self.has_protocol_features() {
+            self.enable_rings(self.queues.len())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Everything up to the choice of features. `first`: what is sent once per device.
+    fn negotiate(&mut self, first: bool) -> io::Result<()> {
+        if first && self.settings.order == SetupOrder::CloudHypervisor {
+            self.connection.set_owner()?;
+        }
+        self.offered = self.connection.get_features()?;
+        self.set_format(self.offered & self.settings.features);
+        if self.has_protocol_features() {
+            let offered = self.connection.get_protocol_features()?;
+            self.protocol_features = self.settings.accepts(offered);
+            self.connection
+                .set_protocol_features(self.protocol_features)?;
+            if first {
+                self.check_queue_num()?;
+            }
+            if self.protocol_features & protocol::CONFIGURE_MEM_SLOTS != 0 {
+                self.connection.get_max_mem_slots()?;
+            }
+        }
+        if first && self.settings.order == SetupOrder::Qemu {
+            self.connection.set_owner()?;
+            self.connection.get_features()?;
+        }
+        if let (Some(mtu), true) = (
+            self.settings.mtu,
+            self.protocol_features & protocol::NET_MTU != 0,
+        ) {
+            self.connection.net_set_mtu(mtu)?;
+        }
+        Ok(())
+    }
+
+    /// QEMU compares the number with queue pairs, Cloud Hypervisor with rings.
+    fn check_queue_num(&self) -> io::Result<()> {
+        if self.protocol_features & protocol::MQ == 0 {
+            return Ok(());
+        }
+        let need = match self.settings.order {
+            SetupOrder::Qemu => self.queues.len(),
+            SetupOrder::CloudHypervisor => 2 * self.queues.len(),
+        };
+        match self.connection.get_queue_num()? {
+            count if count >= need as u64 => Ok(()),
+            count => Err(io::Error::other(format!(
+                "{count} queues offered, {need} needed"
+            ))),
+        }
+    }
+
+    fn send_memory(&self) -> io::Result<()> {
+        if self.protocol_features & protocol::CONFIGURE_MEM_SLOTS == 0 {
+            return self
+                .connection
+                .set_mem_table(self.memory.regions(), self.memory.file());
+        }
+        let mut regions = self.memory.regions().iter();
+        regions.try_for_each(|region| self.connection.add_mem_reg(region, self.memory.file()))
+    }
+
+    /// Size, base, addresses and descriptors of these rings, in the order of the VMM.
+    pub(crate) fn start_rings(&self, rings: impl IntoIterator<Item = usize>) -> io::Result<()> {
+        let connection = &self.connection;
+        for index in rings {
+            let ring = self.ring(index);
+            let (kick, call) = (Some(ring.kick.as_raw_fd()), Some(ring.call.as_raw_fd()));
+            let addr = vring_addr(&self.memory, ring, false);
+            let (size, at) = (u32::from(ring.size()), index as u32);
+            connection.set_vring_num(at, size)?;
+            match self.settings.order {
+                SetupOrder::Qemu => {
+                    connection.set_vring_base(at, u32::from(ring.used_index()))?;
+                    connection.set_vring_addr(at, addr)?;
+                    connection.set_vring_kick(at, kick)?;
+                    connection.set_vring_call(at, call)?;
+                }
+                SetupOrder::CloudHypervisor => {
+                    connection.set_vring_addr(at, addr)?;
+                    connection.set_vring_base(at, u32::from(ring.avail_index()))?;
+                    connection.set_vring_call(at, call)?;
+                    connection.set_vring_kick(at, kick)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Enables the rings of the first `pairs` pairs and disables the others: what `ethtool -L`
+    /// in a guest comes to.
+    pub fn enable_rings(&self, pairs: usize) -> io::Result<()> {
+        (0..2 * self.queues.len()).try_for_each(|ring| {
+            self.connection
+                .set_vring_enable(ring as u32, ring / 2 < pairs)
+        })
+    }
+
+    /// Returns when the backend has dealt with everything sent so far: a round trip, for messages
+    /// that nobody acknowledges.
+    pub fn sync(&self) -> io::Result<()> {
+        self.connection.get_features().map(drop)
+    }
+
+    fn has_protocol_features(&self) -> bool {
+        self.features & features::PROTOCOL_FEATURES != 0
+    }
+}
+
+/// The body of SET_VRING_ADDR for a ring.
+pub(crate) fn vring_addr(memory: &Memory, ring: &SplitRing, log: bool) -> VringAddr {
+    let addresses = ring.addresses();
+    VringAddr {
+        flags: if log { VRING_LOG } else { 0 },
+        desc: memory.user_addr(addresses.desc),
+        used: memory.user_addr(addresses.used),
+        avail: memory.user_addr(addresses.avail),
+        log: addresses.used,
+    }
+}
