@@ -1,0 +1,35 @@
+//! What the tests drive: processes, namespaces, the switch, and guests nobody here wrote.
+//!
+//! Everything is released on drop, children by their own process id. Trouble is a panic with the
+//! log of the process concerned.
+
+pub mod netns;
+pub mod proc;
+pub mod qemu;
+pub mod switch;
+pub mod testpmd;
+
+use std::time::{Duration, Instant};
+
+/// Calls `probe` until it returns something, for at most `timeout`; panics with `what` otherwise.
+pub fn wait_for<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "within {timeout:?} there was no {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A name that no other test, thread or run uses at this time, of at most 13 characters.
+pub fn unique(prefix: &str) -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{prefix}{:x}-{count:x}", std::process::id())
+}

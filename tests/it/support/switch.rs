@@ -1,0 +1,217 @@
+//! The switch itself: the real binary, started, watched and stopped.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::netns::Netns;
+use super::proc::Process;
+use super::wait_for;
+
+/// How long the switch may take to start, to stop, to print its statistics.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to start.
+#[derive(Debug, Default)]
+pub struct Builder<'a> {
+    ports: Vec<String>,
+    uplink: Option<String>,
+    netns: Option<&'a Netns>,
+    more: Vec<String>,
+}
+
+impl<'a> Builder<'a> {
+    /// A vhost-user port that listens on a socket of its own.
+    pub fn port(mut self, name: &str) -> Self {
+        self.ports.push(name.to_owned());
+        self
+    }
+
+    /// A TAP uplink.
+    pub fn uplink(mut self, device: &str) -> Self {
+        self.uplink = Some(device.to_owned());
+        self
+    }
+
+    /// Runs it in this namespace.
+    pub fn netns(mut self, netns: &'a Netns) -> Self {
+        self.netns = Some(netns);
+        self
+    }
+
+    /// More arguments for `ringswitch run`.
+    pub fn args(mut self, more: &[&str]) -> Self {
+        self.more.extend(more.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Starts it and waits until all its sockets are there.
+    pub fn start(self) -> Switch {
+        let dir = tempfile::tempdir().expect("a directory");
+        let binary = env!("CARGO_BIN_EXE_ringswitch");
+        let mut command = match self.netns {
+            Some(netns) => netns.command(binary),
+            None => Command::new(binary),
+        };
+        command.arg("run");
+        for name in &self.ports {
+            let socket = socket_in(dir.path(), name);
+            command.args(["--port", &format!("{name}={}", socket.display())]);
+        }
+        if let Some(uplink) = &self.uplink {
+            command.args(["--uplink", uplink]);
+        }
+        command.args(&self.more);
+        let process = Process::start("ringswitch", command, &dir.path().join("log"));
+        let mut switch = Switch {
+            process,
+            ports: self.ports,
+            dir,
+        };
+        switch.wait_for_sockets();
+        switch
+    }
+}
+
+/// A running switch; killed on drop.
+#[derive(Debug)]
+pub struct Switch {
+    process: Process,
+    ports: Vec<String>,
+    dir: tempfile::TempDir,
+}
+
+/// Named counters.
+pub type Counters = BTreeMap<String, u64>;
+
+/// What the switch prints on SIGUSR1.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// By port name.
+    pub ports: BTreeMap<String, Counters>,
+    /// By worker number.
+    pub workers: BTreeMap<String, Counters>,
+}
+
+impl Statistics {
+    /// A counter of a port; one that isn't printed is 0.
+    pub fn port(&self, port: &str, counter: &str) -> u64 {
+        let counters = self
+            .ports
+            .get(port)
+            .unwrap_or_else(|| panic!("no port {port}: {self:?}"));
+        counters.get(counter).copied().unwrap_or(0)
+    }
+
+    /// All that was dropped, for whatever reason, at whatever port.
+    pub fn dropped(&self) -> u64 {
+        let counters = self.ports.values().chain(self.workers.values()).flatten();
+        counters
+            .filter(|(name, _)| name.starts_with("drop_"))
+            .map(|(_, count)| count)
+            .sum()
+    }
+
+    /// The lines `stats port=NAME key=value ...` and `stats worker=N key=value ...`, each behind
+    /// whatever the logger puts in front.
+    fn parse(log: &str) -> Statistics {
+        let mut statistics = Statistics::default();
+        for line in log.lines() {
+            let Some((_, fields)) = line.split_once("stats ") else {
+                continue;
+            };
+            let mut fields = fields
+                .split_whitespace()
+                .filter_map(|field| field.split_once('='));
+            let group = match fields.next() {
+                Some(("port", name)) => statistics.ports.entry(name.to_owned()),
+                Some(("worker", number)) => statistics.workers.entry(number.to_owned()),
+                _ => continue,
+            };
+            group.or_default().extend(fields.map(|(key, value)| {
+                let value = value
+                    .parse()
+                    .unwrap_or_else(|_| panic!("{key}={value} in {line:?}"));
+                (key.to_owned(), value)
+            }));
+        }
+        statistics
+    }
+}
+
+impl Switch {
+    /// Settings for a switch without ports.
+    pub fn builder<'a>() -> Builder<'a> {
+        Builder::default()
+    }
+
+    /// The socket of a port.
+    pub fn socket(&self, port: &str) -> PathBuf {
+        socket_in(self.dir.path(), port)
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    fn wait_for_sockets(&mut self) {
+        wait_for("socket for each port", PATIENCE, || {
+            let ended = self.process.ended();
+            assert!(ended.is_none(), "the switch ended at once: {ended:?}");
+            self.ports
+                .iter()
+                .all(|port| self.socket(port).exists())
+                .then_some(())
+        });
+    }
+
+    /// Its statistics now.
+    pub fn statistics(&mut self) -> Statistics {
+        let from = self.process.output().len();
+        self.process.signal("USR1");
+        Statistics::parse(&self.process.output_with("stats end", from, PATIENCE))
+    }
+
+    /// Statistics that satisfy `wanted`, as soon as they do.
+    pub fn statistics_when(&mut self, wanted: impl Fn(&Statistics) -> bool) -> Statistics {
+        wait_for("such statistics", PATIENCE, || {
+            Some(self.statistics()).filter(|now| wanted(now))
+        })
+    }
+
+    /// Ends it in order: exit code 0, sockets gone, no panic in its log. Returns the log.
+    pub fn stop(mut self) -> String {
+        self.process.signal("TERM");
+        let status = self.process.wait(PATIENCE);
+        assert!(status.success(), "the switch ended with {status}");
+        for port in &self.ports {
+            assert!(
+                !self.socket(port).exists(),
+                "the socket of {port} was left behind"
+            );
+        }
+        let log = self.process.output();
+        assert!(!log.contains("panicked"), "the switch panicked:\n{log}");
+        log
+    }
+}
+
+fn socket_in(dir: &Path, port: &str) -> PathBuf {
+    dir.join(format!("{port}.sock"))
+}
+
+#[test]
+fn statistics_are_read_from_the_log() {
+    let log = "[2026-01-01T00:00:00Z INFO  ringswitch] hello\n\
+               [x INFO y] stats port=vm1 ingress_frames=3 drop_rx_ring_full=2\n\
+               stats port=up ingress_frames=4 drop_bad_chain=5\n\
+               stats worker=0 bursts=7\n\
+               stats end\n";
+    let statistics = Statistics::parse(log);
+    assert_eq!(statistics.port("vm1", "ingress_frames"), 3);
+    assert_eq!(statistics.port("up", "egress_frames"), 0);
+    assert_eq!(statistics.workers["0"]["bursts"], 7);
+    assert_eq!(statistics.dropped(), 7);
+}
