@@ -266,9 +266,8 @@ impl Ring {
             return false;
         };
         if wanted {
-            if live.split.kicks_wanted != Some(true) {
-                live.split.request_kicks();
-            }
+            // Each time: the event index names the next buffer.
+            live.split.request_kicks();
             return !matches!(live.split.available(0), Ok(0));
         }
         if live.split.kicks_wanted != Some(false) {
