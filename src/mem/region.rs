@@ -36,6 +36,9 @@ pub enum MapError {
         /// End of the region in the file, bytes.
         needs: u64,
     },
+    /// A page fault would wait for a process of the frontend's choice, and all ports with it.
+    #[error("the memory file is on FUSE; use memfd, /dev/shm or hugetlbfs")]
+    Fuse,
     /// fstat or mmap failed.
     #[error("cannot map guest memory: {0}")]
     Map(#[source] io::Error),
@@ -226,7 +229,7 @@ pub(super) fn map_file(
     if meta.len() < needs {
         return Err(MapError::FileTooShort { has: meta.len(), needs });
     }
-    let page = page_size(&file).map_err(MapError::Map)?;
+    let page = page_size(&file)?;
     let skip = offset % page;
     // Whole pages: munmap of a huge page mapping demands it. The last page may reach beyond the
     // end of a file of small pages; those bytes are never used.
@@ -241,12 +244,17 @@ pub(super) fn map_file(
 }
 
 /// The page size of a mapping of `file`: the huge page size on hugetlbfs.
-fn page_size(file: &File) -> io::Result<u64> {
+fn page_size(file: &File) -> Result<u64, MapError> {
+    // linux/magic.h; the libc crate doesn't have it.
+    const FUSE_SUPER_MAGIC: libc::__fsword_t = 0x6573_5546;
     // SAFETY: an all-zero statfs is a valid value of this plain C struct.
     let mut fs: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `fs` is valid for writes, and the descriptor is open.
     if unsafe { libc::fstatfs(file.as_raw_fd(), &mut fs) } != 0 {
-        return Err(io::Error::last_os_error());
+        return Err(MapError::Map(io::Error::last_os_error()));
+    }
+    if fs.f_type == FUSE_SUPER_MAGIC {
+        return Err(MapError::Fuse);
     }
     let block = fs.f_bsize as u64;
     let huge = fs.f_type == libc::HUGETLBFS_MAGIC && block.is_power_of_two();

@@ -102,7 +102,8 @@ impl VhostPort {
         for frame in frames {
             deliver_frame(&mut receiver, frame, segments, accepts, counters);
         }
-        if ring.finish_burst() {
+        ring.publish();
+        if ring.call_if_wanted() {
             counters.calls.add(1);
         }
     }

@@ -20,8 +20,8 @@ use super::{MAX_CHAIN, Ring};
 const LOOK_AHEAD: usize = 64;
 /// The most buffers of one frame. Linux posts at least 1.5 KiB: 43 of them hold 64 KiB.
 const MAX_BUFFERS: usize = 256;
-/// Pieces that are kept of buffers ahead. One more chain may come on top.
-const MAX_PIECES: usize = 4096;
+/// Descriptors of receive buffers that are read for one burst. One more chain may come on top.
+const BURST_DESCRIPTORS: usize = 4096;
 
 /// Why a frame didn't fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,9 @@ struct Buffer {
 pub(super) struct Ahead {
     buffers: VecDeque<Buffer>,
     pieces: VecDeque<Piece>,
+    /// Descriptors that may still be read for this burst, so that no guest's buffers, however
+    /// they are cut up, take more than their share of the worker's time.
+    descriptors: usize,
 }
 
 // SAFETY: the pieces lie in the memory map whose `Arc` is kept beside this value (`Live`), which
@@ -74,6 +77,7 @@ impl Ring {
             return None;
         }
         let live = self.live.as_deref_mut()?;
+        live.ahead.descriptors = BURST_DESCRIPTORS;
         // Nothing is to be done when the guest posts buffers: spare it the kicks.
         if live.split.kicks_wanted != Some(false) {
             live.split.suppress_kicks();
@@ -98,7 +102,7 @@ impl Receiver<'_> {
     }
 
     /// Copies one frame of `len` bytes, given as `head` and `tail`, into the next buffers.
-    /// Nothing is visible to the guest before [`Ring::finish_burst`].
+    /// Nothing is visible to the guest before [`Ring::publish`].
     ///
     /// # Errors
     ///
@@ -149,7 +153,7 @@ impl Live {
             self.split.prefetch_desc(*head);
         }
         for head in heads.iter().take(more) {
-            if self.ahead.pieces.len() >= MAX_PIECES {
+            if self.ahead.descriptors == 0 {
                 break;
             }
             self.add_buffer(*head);
@@ -165,6 +169,7 @@ impl Live {
         let (mut len, mut hint) = (0u32, 0);
         let walked = split.desc(head).is_some_and(|first| {
             let buffer = |desc: &super::split::Desc| {
+                ahead.descriptors = ahead.descriptors.saturating_sub(1);
                 let (mut addr, mut left) = (desc.addr, desc.len);
                 if desc.flags & DESC_F_WRITE == 0 {
                     return false;
@@ -208,6 +213,7 @@ impl Live {
                 continue;
             };
             if count == 0 && buffer.len == 0 {
+                // Ends with the descriptors of the burst.
                 self.use_buffers(1, 0);
                 continue;
             }

@@ -18,6 +18,8 @@ use super::vring::Live;
 
 /// The most payload of one burst, bytes: bounds how long other rings wait.
 const BURST_BYTES: u64 = 256 * 1024;
+/// What a descriptor costs of that, however little it holds.
+const DESC_BYTES: u64 = 64;
 
 /// Frames that were taken from a ring and aren't completed yet. They lie in the guest's memory,
 /// and borrow the ring so that it can't change under them.
@@ -85,7 +87,7 @@ impl Ring {
         })
     }
 
-    /// Completes the next `taken` buffers. [`Ring::finish_burst`] shows them to the guest.
+    /// Completes the next `taken` buffers. [`Ring::publish`] shows them to the guest.
     #[inline]
     pub fn complete_burst(&mut self, taken: u16) {
         let Some(live) = &mut self.live else { return };
@@ -135,7 +137,7 @@ impl Live {
             let walked = first.is_some_and(|first| {
                 self.split
                     .walk(&self.mem, first, |desc| {
-                        bytes += u64::from(desc.len);
+                        bytes += DESC_BYTES + u64::from(desc.len);
                         desc.flags & DESC_F_WRITE == 0
                             && segments.end() < limit
                             && segments.push(desc.addr, desc.len)

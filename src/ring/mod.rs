@@ -9,9 +9,9 @@
 //!
 //! [`Queues`] holds the rings of a port, each behind its own lock. A worker *tries* the lock of
 //! a `guest_tx` ring, holds it for one burst, and takes the lock of one `guest_rx` ring of
-//! another port at a time, with a bounded wait. Control locks **all** rings of its own port,
-//! changes them and unlocks: no worker is then inside of that guest's memory, neither as source
-//! nor as destination. A worker never waits for a lock without bound, and control never holds
+//! another port at a time, with a bounded wait. Control locks **all** rings of its own port, the
+//! transmit rings first, changes them and unlocks: no worker is then inside of that guest's
+//! memory, neither as source nor as destination. A worker never waits for a lock without bound, and control never holds
 //! the locks of two ports, so there is no cycle.
 //!
 //! # In order

@@ -33,10 +33,16 @@ impl Queues {
         self.cells.is_empty()
     }
 
-    /// Locks every ring of the port, in order. For control: while the guards live, no worker is
-    /// inside of the guest's memory.
+    /// Locks every ring of the port; the guards come in the order of the rings. For control:
+    /// while they live, no worker is inside of the guest's memory.
+    ///
+    /// The transmit rings are locked first: a worker that holds one of them may be waiting for
+    /// another port's receive ring, so nobody may wait for a transmit ring with a receive ring
+    /// in hand.
     pub fn lock_all(&self) -> Vec<MutexGuard<'_, Ring>> {
-        self.cells.iter().map(|cell| cell.0.lock()).collect()
+        let transmit: Vec<_> = self.cells.iter().skip(1).step_by(2).map(|c| c.0.lock()).collect();
+        let receive = self.cells.iter().step_by(2).map(|c| c.0.lock());
+        receive.zip(transmit).flat_map(<[_; 2]>::from).collect()
     }
 
     /// The lock of one ring. For workers: try it, or wait with a bound.

@@ -65,6 +65,8 @@ pub struct SplitRing {
     pub next: u16,
     /// The value of `used.idx` in guest memory.
     published: u16,
+    /// Up to where it was decided whether the driver wants a call.
+    decided: u16,
     event_idx: bool,
     indirect: bool,
     /// Whether the driver was asked to kick; None until one of both was said: the guest's memory
@@ -103,6 +105,7 @@ impl SplitRing {
             used_log: address.log_guest_addr.or(Some(used_guest)),
             next: 0,
             published: 0,
+            decided: 0,
             event_idx: features & feature::EVENT_IDX != 0,
             indirect: features & feature::INDIRECT_DESC != 0,
             kicks_wanted: None,
@@ -112,6 +115,7 @@ impl SplitRing {
         let used_idx = unsafe { ring.used.add(2).cast::<u16>().read_volatile() };
         ring.next = u16::from_le(used_idx);
         ring.published = ring.next;
+        ring.decided = ring.next;
         Ok(ring)
     }
 
@@ -201,24 +205,24 @@ impl SplitRing {
         self.next = self.next.wrapping_add(1);
     }
 
-    /// Shows the completed entries to the driver: one store for all of them. Returns whether
-    /// there were any.
+    /// Shows the completed entries to the driver: one store for all of them.
     #[inline]
-    pub fn publish(&mut self, log: Option<&DirtyLog>) -> bool {
+    pub fn publish(&mut self, log: Option<&DirtyLog>) {
         if self.published == self.next {
-            return false;
-        }
-        if let Some((log, base)) = log.zip(self.used_log) {
-            self.mark_used(log, base);
+            return;
         }
         // The entries, and the buffers behind them, are seen before the index.
         fence(Ordering::Release);
         // SAFETY: the used ring's header was located, and is 4-byte aligned.
         unsafe { self.used.add(2).cast::<u16>().write_volatile(self.next.to_le()) };
-        true
+        // What was written is marked after it: a mark that the frontend takes early is set again.
+        if let Some((log, base)) = log.zip(self.used_log) {
+            self.mark_used(log, base);
+        }
+        self.published = self.next;
     }
 
-    /// Marks the used entries that are about to be published, and the index.
+    /// Marks the used entries that were just published, and the index.
     #[cold]
     fn mark_used(&self, log: &DirtyLog, base: u64) {
         let mut at = self.published;
@@ -230,12 +234,18 @@ impl SplitRing {
         log.mark(base, RING_HEADER as u64);
     }
 
+    /// How many published buffers the driver may still want to be called for.
+    #[inline]
+    pub fn undecided(&self) -> u16 {
+        self.published.wrapping_sub(self.decided)
+    }
+
     /// Whether the driver wants to be called for what was published since the last call of this
     /// function. The caller has executed a full fence since [`Self::publish`].
     #[inline]
     pub fn needs_call(&mut self) -> bool {
-        let (old, new) = (self.published, self.next);
-        self.published = new;
+        let (old, new) = (self.decided, self.published);
+        self.decided = new;
         if old == new {
             return false;
         }

@@ -42,7 +42,8 @@ fn take(ring: &mut Ring) -> Option<Taken> {
         bad_lengths: burst.bad_lengths,
     };
     ring.complete_burst(taken.taken);
-    ring.finish_burst();
+    ring.publish();
+    ring.call_if_wanted();
     Some(taken)
 }
 
@@ -201,7 +202,8 @@ fn put(ring: &mut Ring, frame: &[u8]) -> Result<(), RxFault> {
     let mut receiver = ring.transmit().unwrap();
     receiver.prepare();
     let done = receiver.deliver(VnetHeader::default(), frame.len() as u32, frame, Tail::EMPTY);
-    ring.finish_burst();
+    ring.publish();
+    ring.call_if_wanted();
     done
 }
 
@@ -270,6 +272,25 @@ fn a_bad_receive_buffer_is_given_back_empty_and_the_next_is_used() {
     put(&mut ring, &[7; 60]).unwrap();
     assert_eq!([driver.used(0), driver.used(1), driver.used(2)], [(0, 0), (1, 0), (2, 72)]);
     assert_eq!(driver.used_idx(), 3);
+}
+
+#[test]
+fn empty_receive_buffers_take_a_bounded_share_of_the_work() {
+    let mut driver = Driver::new(1024);
+    let mut ring = driver.ring(MODERN);
+    let table = BUFFERS + 0x10_000;
+    for i in 0..1024u16 {
+        // Each buffer is 1,024 descriptors of length 0.
+        let more = if i == 1023 { 0 } else { NEXT };
+        let desc = Driver::desc_bytes(BUFFERS, 0, WRITE | more, i + 1);
+        driver.write(table + 16 * u64::from(i), &desc);
+        driver.desc(i, table, 16 * 1024, INDIRECT, 0);
+    }
+    for head in 0..1024 {
+        driver.offer(head);
+    }
+    assert_eq!(put(&mut ring, &[7; 60]), Err(RxFault::Full));
+    assert!(driver.used_idx() <= 5, "{} buffers were looked at for one frame", driver.used_idx());
 }
 
 #[test]

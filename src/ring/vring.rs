@@ -237,16 +237,22 @@ impl Ring {
     }
 
     /// Shows completed buffers to the guest, without calling it.
-    pub(super) fn publish(&mut self) {
+    #[inline]
+    pub fn publish(&mut self) {
         if let Some(live) = &mut self.live {
             live.split.publish(live.log.as_deref());
         }
     }
 
-    /// Publishes what was completed and calls the guest if it wants to be. Returns whether it
-    /// was called: one system call for a burst at most.
-    pub fn finish_burst(&mut self) -> bool {
-        self.publish();
+    /// How many buffers were published since the last decision about a call.
+    #[inline]
+    pub fn undecided(&self) -> u16 {
+        self.live.as_ref().map_or(0, |live| live.split.undecided())
+    }
+
+    /// Calls the guest if it wants to be, for what was published. Returns whether it was called:
+    /// one system call for all of it.
+    pub fn call_if_wanted(&mut self) -> bool {
         // The index is seen before the driver's wish is read (section 2.7.7.2).
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let wanted = self.live.as_mut().is_some_and(|live| live.split.needs_call());

@@ -110,20 +110,46 @@ impl Poller {
     /// Sleeps until something is reported or `timeout` passes (`None`: no limit; zero: only look).
     /// Returns how many tokens `events` holds then: 0 after the timeout or a signal.
     ///
-    /// A timeout is rounded up to whole milliseconds, so that waiting for the rest of an interval
-    /// does not spin.
-    ///
     /// # Errors
     /// The error of `epoll_wait(2)`; none is expected on an open instance.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<usize> {
-        let milliseconds = timeout.map_or(-1, |limit| {
-            i32::try_from(limit.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-        });
+        if let Some(limit) = timeout.filter(|limit| limit.subsec_nanos() % 1_000_000 != 0) {
+            return self.wait_precisely(events, limit);
+        }
+        let milliseconds =
+            timeout.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
         events.ready = 0;
         match epoll::wait(self.epoll.as_raw_fd(), milliseconds, &mut events.buffer) {
             Ok(count) => events.ready = count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
+        }
+        Ok(events.ready)
+    }
+
+    /// As [`Self::wait`], with a timeout of less than a millisecond in it, which the `epoll` crate
+    /// can't express (epoll_pwait2(2), Linux 5.11).
+    fn wait_precisely(&self, events: &mut Events, limit: Duration) -> io::Result<usize> {
+        let timeout = libc::timespec {
+            tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        events.ready = 0;
+        let room = i32::try_from(events.buffer.len()).unwrap_or(i32::MAX);
+        // SAFETY: `epoll::Event` is laid out as `epoll_event` by its definition; the buffer has
+        // `room` of them, and the timeout and no signal mask are valid for the call.
+        let count = unsafe {
+            let buffer = events.buffer.as_mut_ptr().cast();
+            libc::epoll_pwait2(self.epoll.as_raw_fd(), buffer, room, &timeout, std::ptr::null())
+        };
+        match usize::try_from(count) {
+            Ok(count) => events.ready = count,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
         }
         Ok(events.ready)
     }

@@ -26,10 +26,9 @@ use super::vnet::{GSO_NONE, NEEDS_CSUM, VnetHeader};
 /// Bytes of headers that an output frame may have.
 pub const MAX_HEADERS: usize = 256;
 
-/// Output frames of one plan. 64 KiB take no more in the smallest segments that TCP has to send:
-/// 8 bytes, when 60 bytes of IPv4 and TCP headers with all options are in a packet of 68 (RFC 791).
-/// A sender that asks for more wants the switch's time rather than segments.
-pub const MAX_OUTPUTS: u32 = 8192;
+/// Output frames of one plan: 64 KiB in segments of 48 bytes, the smallest that Linux sends
+/// (TCP_MIN_SND_MSS). A sender that asks for more wants the switch's time rather than segments.
+pub const MAX_OUTPUTS: u32 = 1366;
 
 const TCP_SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 13;

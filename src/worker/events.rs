@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -20,12 +21,20 @@ pub struct PortEvents {
     /// The registered kick descriptor of each pair: our own duplicates, because an epoll
     /// registration outlives the descriptor while the frontend holds the same open file.
     kicks: Mutex<Vec<Option<OwnedFd>>>,
+    /// A kick descriptor couldn't be watched, and it was said: a frontend could repeat it.
+    complained: AtomicBool,
 }
 
 impl PortEvents {
     /// The events of `port`.
     pub fn new(shared: Arc<Shared>, placement: Arc<Placement>, port: Arc<Port>) -> Self {
-        Self { shared, placement, port, kicks: Mutex::default() }
+        Self {
+            shared,
+            placement,
+            port,
+            kicks: Mutex::default(),
+            complained: AtomicBool::new(false),
+        }
     }
 
     /// The pair of a `guest_tx` ring, and who takes its frames.
@@ -63,11 +72,12 @@ impl QueueEvents for PortEvents {
         });
         match added {
             Ok(fd) => *slot = Some(fd),
-            Err(e) => log::error!(
+            Err(e) if !self.complained.swap(true, Ordering::Relaxed) => log::error!(
                 "port {}: queue pair {pair}: cannot watch its kick descriptor, so its frames \
                  wait: {e}; raise the limit of open files (ulimit -n) and restart the guest",
                 self.port.name
             ),
+            Err(_) => {}
         }
     }
 

@@ -24,6 +24,16 @@ pub enum Order {
     },
 }
 
+impl Order {
+    fn is_replaced_by(&self, newer: &Self) -> bool {
+        match (self, newer) {
+            (Self::Look { source: a }, Self::Look { source: b }) => a == b,
+            (Self::Announce { port: a, .. }, Self::Announce { port: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+}
+
 /// Orders that wait for a worker, and its epoll instance.
 #[derive(Debug)]
 pub struct Mailbox {
@@ -50,12 +60,13 @@ impl Mailbox {
         Ok(Self { poller, waker, orders: Mutex::default(), pending: AtomicBool::new(false) })
     }
 
-    /// Leaves an order and wakes the worker. An order that waits already isn't left twice, so
-    /// the box can't grow beyond the sources and ports there are.
+    /// Leaves an order and wakes the worker. There is at most one order to look at each source,
+    /// and one announcement of each port, the last one: the box can't grow beyond that.
     pub fn send(&self, order: Order) {
         let mut orders = self.orders.lock();
-        if !orders.contains(&order) && orders.len() < 65_536 {
-            orders.push(order);
+        match orders.iter_mut().find(|waiting| waiting.is_replaced_by(&order)) {
+            Some(waiting) => *waiting = order,
+            None => orders.push(order),
         }
         self.pending.store(true, Ordering::Release);
         drop(orders);
@@ -73,7 +84,8 @@ impl Mailbox {
         if !self.pending.load(Ordering::Relaxed) {
             return None;
         }
-        let mut orders = self.orders.lock();
+        // If control is leaving one just now, the next round takes it.
+        let mut orders = self.orders.try_lock()?;
         self.pending.store(false, Ordering::Relaxed);
         Some(std::mem::take(&mut orders))
     }

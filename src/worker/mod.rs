@@ -46,8 +46,6 @@ pub struct Shared {
 pub struct WorkerCounters {
     /// Frames that were taken from sources.
     pub frames: Counter,
-    /// Bursts that were taken.
-    pub bursts: Counter,
     /// Time-stamp counter cycles of the rounds that moved frames.
     pub busy_cycles: Counter,
     /// How often the worker slept.

@@ -26,6 +26,11 @@ const LOOK_NS: u64 = 20_000;
 const SPIN_MAX_NS: u64 = 50_000;
 /// The first step of that time.
 const SPIN_STEP_NS: u64 = 5_000;
+/// How long a call for completed transmit buffers may be put off, ns. Drivers take such buffers
+/// back with their next frame; one that does meanwhile needs no interrupt.
+const CALL_DELAY_NS: u64 = 100_000;
+/// So many completed transmit buffers bring the call at once: the driver may have run out.
+const CALL_BATCH: u16 = 16;
 /// A sleep in which a kick that nobody sends is waited for ends after this time.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -48,12 +53,15 @@ pub struct Worker {
     /// fell asleep, shrinks when polling was in vain.
     spin_ns: u64,
     last_look: u64,
+    /// Sources whose guests may want a call for completed transmit buffers, and since when.
+    owed: Vec<u32>,
+    owed_since: u64,
 }
 
 /// What came of looking at a source.
 enum Outcome {
-    /// It had that many frames or bad buffers.
-    Worked(usize),
+    /// It had that many frames or bad buffers, and its guest may want a call for them.
+    Worked { frames: usize, owes_call: bool },
     /// It had nothing, or can't be used.
     Quiet,
     /// Control holds its lock.
@@ -77,6 +85,8 @@ impl Worker {
             events: Events::with_capacity(64),
             spin_ns: 0,
             last_look: 0,
+            owed: Vec::new(),
+            owed_since: 0,
         }
     }
 
@@ -93,6 +103,9 @@ impl Worker {
                 counters.busy_cycles.add(clock::tsc().wrapping_sub(start));
                 counters.frames.add(frames as u64);
                 quiet_since = now;
+                if !self.owed.is_empty() && now - self.owed_since >= CALL_DELAY_NS {
+                    self.call_owed();
+                }
             } else if self.mode == PollMode::Adaptive && now - quiet_since >= self.spin_ns {
                 self.sleep();
                 quiet_since = clock::now_ns();
@@ -114,9 +127,12 @@ impl Worker {
         for position in 0..self.hot.len() {
             let index = self.hot[position] as usize;
             match self.take_burst(index) {
-                Outcome::Worked(frames) => {
+                Outcome::Worked { frames, owes_call } => {
                     total += frames;
                     self.sources[index].last_work = clock::now_ns();
+                    if owes_call {
+                        self.owe(index);
+                    }
                 }
                 Outcome::Busy => self.sources[index].last_work = clock::now_ns(),
                 Outcome::Quiet => {}
@@ -136,6 +152,36 @@ impl Worker {
         }
     }
 
+    /// Remembers that a guest may want a call.
+    fn owe(&mut self, index: usize) {
+        if !std::mem::replace(&mut self.sources[index].owes_call, true) {
+            if self.owed.is_empty() {
+                self.owed_since = clock::now_ns();
+            }
+            self.owed.push(index as u32);
+        }
+    }
+
+    /// Calls the guests that still want it.
+    fn call_owed(&mut self) {
+        let Self { owed, sources, .. } = self;
+        owed.retain(|index| {
+            let source = &mut sources[*index as usize];
+            let Kind::Vhost(vhost) = &source.port.kind else { return false };
+            // Control holds the lock: the next time.
+            let Some(mut ring) = vhost.guest_tx(source.pair).and_then(|ring| ring.try_lock())
+            else {
+                return true;
+            };
+            if ring.call_if_wanted() {
+                source.port.counters(self.index).calls.add(1);
+            }
+            source.owes_call = false;
+            false
+        });
+        self.owed_since = clock::now_ns();
+    }
+
     /// Makes the hot sources cold that were quiet for long, if nothing came meanwhile.
     fn cool(&mut self, now: u64) {
         let Self { hot, sources, .. } = self;
@@ -151,6 +197,14 @@ impl Worker {
     fn sleep(&mut self) {
         self.cool(u64::MAX);
         if !self.hot.is_empty() {
+            return;
+        }
+        if !self.owed.is_empty() {
+            let left = CALL_DELAY_NS.saturating_sub(clock::now_ns() - self.owed_since);
+            self.look(Some(Duration::from_nanos(left)));
+            if self.hot.is_empty() {
+                self.call_owed();
+            }
             return;
         }
         self.pipeline.shared().counters[self.index].sleeps.add(1);
@@ -260,10 +314,12 @@ fn from_guest(
     let taken = burst.taken;
     pipeline.run(port, burst.frames, &burst.segments, sends, now);
     ring.complete_burst(taken);
-    if ring.finish_burst() {
+    ring.publish();
+    let owes_call = ring.undecided() < CALL_BATCH;
+    if !owes_call && ring.call_if_wanted() {
         counters.calls.add(1);
     }
-    Outcome::Worked(usize::from(taken))
+    Outcome::Worked { frames: usize::from(taken), owes_call }
 }
 
 /// Takes a burst from a TAP and switches it.
@@ -287,5 +343,5 @@ fn from_tap(
     if let Some(frames) = frames.get_mut(..good) {
         pipeline.run(port, frames, &segments, tap.sends(), now);
     }
-    Outcome::Worked(taken)
+    Outcome::Worked { frames: taken, owes_call: false }
 }

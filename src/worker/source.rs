@@ -14,7 +14,9 @@ pub(super) struct Source {
     pub pair: usize,
     /// It is polled.
     pub hot: bool,
-    /// When it last had frames, or became hot; time-stamp counter.
+    /// Its guest may want a call for completed buffers.
+    pub owes_call: bool,
+    /// When it last had frames, or became hot; ns of the monotonic clock.
     pub last_work: u64,
 }
 
@@ -52,7 +54,10 @@ impl Placement {
             for pair in 0..pairs(port) {
                 if let Some((_, index)) = self.of(port, pair).filter(|(w, _)| *w == worker) {
                     let port = Arc::clone(port);
-                    sources.push((index, Source { port, pair, hot: false, last_work: 0 }));
+                    sources.push((
+                        index,
+                        Source { port, pair, hot: false, owes_call: false, last_work: 0 },
+                    ));
                 }
             }
         }
