@@ -103,3 +103,20 @@ impl Totals {
         self.drops.iter().sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_explains_every_counter() {
+        let page = include_str!("../../docs/statistics.md");
+        let explains = |name: &str| page.contains(&format!("\n| `{name}` |"));
+        for (name, _) in Totals::default().named() {
+            assert!(explains(name), "{name}");
+        }
+        for (reason, _) in Totals::default().drops() {
+            assert!(explains(&format!("drop_{reason}")), "{reason}");
+        }
+    }
+}
