@@ -1,1 +1,712 @@
-//! Unix sockets: listening, connecting, passing descriptors.
+//! UNIX stream sockets between the switch and a VMM: listening, connecting, peeking.
+//!
+//! Owns the socket file that it makes. Knows nothing of what is said over a socket: messages and
+//! their meaning belong to `vhost_user`.
+//!
+//! # Theory of operation
+//!
+//! Nothing here blocks on a peer. Listeners accept without waiting, [`connect`] fails at once
+//! when the other side's backlog is full, and [`peek`] tells how much is queued, so that a caller
+//! takes a message out of a socket only after all of it arrived; until then it sleeps in an
+//! edge-triggered [`super::poller::Poller`], which a partial message does not wake again.
+
+use std::ffi::{CString, OsStr};
+use std::fs::{File, Metadata, symlink_metadata};
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The longest socket path, bytes: `sun_path` less its final zero (unix(7)).
+pub const MAX_PATH: usize = 107;
+/// Connections that may wait to be accepted. One frontend uses a socket, so a few are plenty.
+const BACKLOG: libc::c_int = 8;
+
+/// Why a socket can't be listened on or connected to.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// The path doesn't fit into a socket address.
+    #[error(
+        "socket path {0} is empty, has a zero byte or more than {MAX_PATH} bytes: use a shorter one"
+    )]
+    Path(PathBuf),
+    /// The directory isn't there.
+    #[error("cannot make socket {0}: its directory does not exist; create it first")]
+    NoDirectory(PathBuf),
+    /// Somebody listens on the socket.
+    #[error("socket {0} is in use by another process: end that one, or choose another path")]
+    InUse(PathBuf),
+    /// Something that is no stream socket has the path.
+    #[error("{0} exists and is no stream socket: remove it, or choose another path")]
+    NotASocket(PathBuf),
+    /// No such user or group, or not written as `user` or `user:group`.
+    #[error("owner {0:?} of a socket: no such user or group; expected \"user\" or \"user:group\"")]
+    Owner(String),
+    /// A system call failed.
+    #[error("cannot {action} socket {path}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl SocketError {
+    fn system(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::System {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// A listening socket and its file. Dropping it removes the file, unless somebody replaced it.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file that was made.
+    file: (u64, u64),
+}
+
+impl Listener {
+    /// Listens on `path`.
+    ///
+    /// A file that a dead process left is replaced. `owner` is `user` or `user:group`, as names or
+    /// ids; `mode` the permission bits, else the umask decides. The file is never more accessible
+    /// than it ends up: it is made with its mode, given away, and only then freed of the umask.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`], each of which says what to do; no file is left behind.
+    pub fn bind(path: &Path, owner: Option<&str>, mode: Option<u32>) -> Result<Self, SocketError> {
+        let address = Address::new(path)?;
+        let owner = owner.map(resolve_owner).transpose()?;
+        remove_stale(path, &address)?;
+        let system = |action| move |error| SocketError::system(action, path, error);
+        let socket = stream_socket().map_err(system("create"))?;
+        if let Some(mode) = mode {
+            // The file takes its mode from the unbound socket, less the umask.
+            // SAFETY: changes the mode of a descriptor that is owned here.
+            check(unsafe { libc::fchmod(socket.as_raw_fd(), mode) }).map_err(system("create"))?;
+        }
+        bind(&socket, &address).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => SocketError::NoDirectory(path.to_owned()),
+            Some(libc::EADDRINUSE) => SocketError::InUse(path.to_owned()),
+            _ => SocketError::system("make", path, error),
+        })?;
+        let made = symlink_metadata(path).map_err(system("find"))?;
+        // From here on the file is removed again when something fails.
+        let listener = Self {
+            listener: UnixListener::from(socket),
+            path: path.to_owned(),
+            file: identity(&made),
+        };
+        if let Some((user, group)) = owner {
+            lchown(path, Some(user), group).map_err(system("change the owner of"))?;
+        }
+        if let Some(mode) = mode {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode))
+                .map_err(system("change the mode of"))?;
+        }
+        // SAFETY: acts on a descriptor that is owned here.
+        check(unsafe { libc::listen(listener.listener.as_raw_fd(), BACKLOG) })
+            .map_err(system("listen on"))?;
+        Ok(listener)
+    }
+
+    /// Takes a connection that waits, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The error of `accept4(2)`: the process or the host is out of descriptors or memory.
+    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                Ok(Some(stream))
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::Interrupted => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// The socket's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if symlink_metadata(&self.path).is_ok_and(|now| identity(&now) == self.file) {
+            // It is gone already, or the directory was closed to us: nothing more can be done.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Connects to the listener at `path`, without waiting for room in its backlog.
+///
+/// # Errors
+///
+/// [`SocketError::Path`], or the error of `connect(2)`: `NotFound` or `ConnectionRefused` while
+/// nobody listens, `WouldBlock` when the backlog is full.
+pub fn connect(path: &Path) -> Result<UnixStream, SocketError> {
+    let address = Address::new(path)?;
+    connect_to(&address).map_err(|error| SocketError::system("connect to", path, error))
+}
+
+/// What a socket holds, without taking any of it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peeked<const N: usize> {
+    /// The first bytes; those behind `len` are zero.
+    pub head: [u8; N],
+    /// How many bytes of `head` are there. Fewer than `queued` when a sender attached descriptors
+    /// to the middle of `head`, since a read ends there.
+    pub len: usize,
+    /// All bytes that are queued.
+    pub queued: usize,
+    /// Descriptors attached to `head`, counted up to [`MAX_DESCRIPTORS`]` + 1`.
+    pub descriptors: usize,
+    /// The peer sends no more: what is queued is all that will come.
+    pub ended: bool,
+}
+
+/// The most descriptors that [`peek`] tells apart.
+pub const MAX_DESCRIPTORS: usize = 32;
+
+/// Looks at the first `N` bytes in `stream`'s queue; never waits.
+///
+/// # Errors
+///
+/// The error of the system calls: `ConnectionReset` when the peer died with our data unread.
+pub fn peek<const N: usize>(stream: &UnixStream) -> io::Result<Peeked<N>> {
+    // In this order: bytes that come between the calls are seen by the next peek, but an end that
+    // is seen before the bytes are counted is a true end.
+    let ended = peer_ended(stream)?;
+    let queued = queued(stream)?;
+    let mut peeked = Peeked {
+        head: [0; N],
+        len: 0,
+        queued,
+        descriptors: 0,
+        ended,
+    };
+    if queued == 0 {
+        return Ok(peeked);
+    }
+    // Room for one descriptor more than are told apart, aligned as a `cmsghdr`.
+    const CONTROL: usize = size_of::<libc::cmsghdr>() + (MAX_DESCRIPTORS + 2) * 4;
+    let mut control = [0u64; CONTROL.div_ceil(8)];
+    let mut iovec = libc::iovec {
+        iov_base: peeked.head.as_mut_ptr().cast(),
+        iov_len: peeked.head.len(),
+    };
+    // SAFETY: all zero is a valid msghdr: no name, no buffers, no control data.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &mut iovec;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: `message` names `head` and `control`, which outlive the call, with their sizes.
+    let len = unsafe { libc::recvmsg(stream.as_raw_fd(), &mut message, flags) };
+    match usize::try_from(len) {
+        Ok(len) => peeked.len = len,
+        Err(_) => {
+            let error = io::Error::last_os_error();
+            let nothing = matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            );
+            return if nothing { Ok(peeked) } else { Err(error) };
+        }
+    }
+    peeked.descriptors = close_duplicates(&message);
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        peeked.descriptors = MAX_DESCRIPTORS + 1;
+    }
+    Ok(peeked)
+}
+
+/// Closes the duplicates that peeking made of attached descriptors; returns how many there were.
+fn close_duplicates(message: &libc::msghdr) -> usize {
+    let mut count = 0;
+    // SAFETY: recvmsg filled in `message`, whose control buffer is still alive.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: the CMSG functions return null or a header inside of the control buffer.
+    while let Some(control) = unsafe { header.as_ref() } {
+        if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: reads nothing; the data of a control message follows its header.
+            let data = unsafe { libc::CMSG_DATA(header) }.cast::<libc::c_int>();
+            // SAFETY: computes a size, has no side effects.
+            let empty = unsafe { libc::CMSG_LEN(0) } as usize;
+            let fds = control.cmsg_len.saturating_sub(empty) / size_of::<libc::c_int>();
+            for i in 0..fds {
+                // SAFETY: the kernel wrote `fds` descriptors there, new ones that nobody owns.
+                drop(unsafe { OwnedFd::from_raw_fd(data.add(i).read_unaligned()) });
+            }
+            count += fds;
+        }
+        // SAFETY: `header` is a header inside of the control buffer of `message`.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    count
+}
+
+/// Takes a descriptor that a frontend sent as an eventfd.
+///
+/// It is made non-blocking: a worker must not wait for the reader of a full counter. Anything
+/// that has a place in a file system, pipes and sockets are refused: writing to them or closing
+/// them can block for as long as somebody else likes.
+///
+/// # Errors
+///
+/// `InvalidInput` for a descriptor that is no anonymous one; the errors of fstat(2) and fcntl(2).
+pub fn eventfd(file: File) -> io::Result<EventFd> {
+    if file.metadata()?.mode() & libc::S_IFMT != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the descriptor is no eventfd",
+        ));
+    }
+    // SAFETY: F_GETFL takes no argument, and `file` is open.
+    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: F_SETFL takes an int, and `file` is open.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
+    // SAFETY: `into_raw_fd` gives up the ownership that the EventFd takes.
+    Ok(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) })
+}
+
+/// The address of a socket file.
+struct Address(libc::sockaddr_un);
+
+impl Address {
+    fn new(path: &Path) -> Result<Self, SocketError> {
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.is_empty() || bytes.len() > MAX_PATH || bytes.contains(&0) {
+            return Err(SocketError::Path(path.to_owned()));
+        }
+        // SAFETY: all zero is a valid sockaddr_un: an unnamed address.
+        let mut address: libc::sockaddr_un = unsafe { MaybeUninit::zeroed().assume_init() };
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+            *to = *from as libc::c_char;
+        }
+        Ok(Self(address))
+    }
+
+    fn parts(&self) -> (*const libc::sockaddr, libc::socklen_t) {
+        let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+        (std::ptr::from_ref(&self.0).cast(), len)
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// A new stream socket: close-on-exec, non-blocking.
+fn stream_socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: takes no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    // SAFETY: socket(2) just returned it, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bind(socket: &OwnedFd, address: &Address) -> io::Result<()> {
+    let (pointer, len) = address.parts();
+    // SAFETY: `pointer` is valid for `len` bytes.
+    check(unsafe { libc::bind(socket.as_raw_fd(), pointer, len) }).map(drop)
+}
+
+fn connect_to(address: &Address) -> io::Result<UnixStream> {
+    let socket = stream_socket()?;
+    let (pointer, len) = address.parts();
+    // SAFETY: `pointer` is valid for `len` bytes.
+    check(unsafe { libc::connect(socket.as_raw_fd(), pointer, len) })?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Removes a socket file on which nobody listens any more.
+fn remove_stale(path: &Path, address: &Address) -> Result<(), SocketError> {
+    let system = |action| move |error| SocketError::system(action, path, error);
+    match symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(system("find")(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(SocketError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match connect_to(address) {
+        Ok(_) => Err(SocketError::InUse(path.to_owned())),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ECONNREFUSED) => std::fs::remove_file(path).map_err(system("replace")),
+            Some(libc::EAGAIN) => Err(SocketError::InUse(path.to_owned())),
+            Some(libc::EPROTOTYPE) => Err(SocketError::NotASocket(path.to_owned())),
+            _ => Err(system("find out who uses")(error)),
+        },
+    }
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Whether the peer closed its side or died.
+fn peer_ended(stream: &UnixStream) -> io::Result<bool> {
+    let mut poll = libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, which outlives the call; a timeout of 0 never waits.
+    match check(unsafe { libc::poll(&mut poll, 1, 0) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(poll.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0),
+    }
+}
+
+/// Bytes that can be read.
+fn queued(stream: &UnixStream) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD stores an int, to which the pointer is valid.
+    check(unsafe { libc::ioctl(stream.as_raw_fd(), libc::FIONREAD, &mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Ids of `user` or `user:group`.
+fn resolve_owner(owner: &str) -> Result<(u32, Option<u32>), SocketError> {
+    let unknown = || SocketError::Owner(owner.to_owned());
+    let (user, group) = match owner.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (owner, None),
+    };
+    let user = user
+        .parse()
+        .ok()
+        .or_else(|| user_id(user))
+        .ok_or_else(unknown)?;
+    let group = match group {
+        Some(group) => Some(
+            group
+                .parse()
+                .ok()
+                .or_else(|| group_id(group))
+                .ok_or_else(unknown)?,
+        ),
+        None => None,
+    };
+    Ok((user, group))
+}
+
+/// Bytes for the strings of one user or group. A group with many members is larger; the look-up
+/// fails then, and its number can be used instead.
+const ENTRY_SIZE: usize = 64 * 1024;
+
+fn user_id(name: &str) -> Option<u32> {
+    let name = CString::new(OsStr::new(name).as_bytes()).ok()?;
+    let mut strings = vec![0 as libc::c_char; ENTRY_SIZE];
+    let mut entry = MaybeUninit::<libc::passwd>::uninit();
+    let mut found = std::ptr::null_mut();
+    // SAFETY: `name` ends with a zero, and the buffers outlive the call, with their sizes.
+    let result = unsafe {
+        let (buffer, size) = (strings.as_mut_ptr(), strings.len());
+        libc::getpwnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer, size, &mut found)
+    };
+    // SAFETY: `found` is null or points to `entry`, which is filled in then.
+    (result == 0)
+        .then(|| unsafe { found.as_ref() })?
+        .map(|entry| entry.pw_uid)
+}
+
+fn group_id(name: &str) -> Option<u32> {
+    let name = CString::new(OsStr::new(name).as_bytes()).ok()?;
+    let mut strings = vec![0 as libc::c_char; ENTRY_SIZE];
+    let mut entry = MaybeUninit::<libc::group>::uninit();
+    let mut found = std::ptr::null_mut();
+    // SAFETY: `name` ends with a zero, and the buffers outlive the call, with their sizes.
+    let result = unsafe {
+        let (buffer, size) = (strings.as_mut_ptr(), strings.len());
+        libc::getgrnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer, size, &mut found)
+    };
+    // SAFETY: `found` is null or points to `entry`, which is filled in then.
+    (result == 0)
+        .then(|| unsafe { found.as_ref() })?
+        .map(|entry| entry.gr_gid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixDatagram;
+
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+    use super::*;
+
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("port.sock");
+        (directory, path)
+    }
+
+    #[test]
+    fn a_connection_is_accepted_and_the_file_removed() {
+        let (_directory, path) = directory();
+        let listener = Listener::bind(&path, None, None).unwrap();
+        assert!(listener.accept().unwrap().is_none(), "nobody connected yet");
+        let mut client = connect(&path).unwrap();
+        let mut server = listener.accept().unwrap().expect("a connection waits");
+        client.write_all(b"abc").unwrap();
+        let mut bytes = [0; 3];
+        server.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"abc");
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_file_is_replaced_and_a_live_one_refused() {
+        let (_directory, path) = directory();
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "std leaves the file");
+        let listener = Listener::bind(&path, None, None).unwrap();
+        let again = Listener::bind(&path, None, None).unwrap_err();
+        assert!(
+            matches!(&again, SocketError::InUse(used) if *used == path),
+            "{again}"
+        );
+        connect(&path).unwrap();
+        drop(listener);
+        let message = again.to_string();
+        assert!(
+            message.contains("in use") && message.contains("choose another"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_full_backlog_is_a_live_socket_and_no_wait() {
+        let (_directory, path) = directory();
+        let _listener = Listener::bind(&path, None, None).unwrap();
+        let mut clients = Vec::new();
+        let full = loop {
+            match connect(&path) {
+                Ok(client) => clients.push(client),
+                Err(error) => break error,
+            }
+            assert!(clients.len() < 100);
+        };
+        let SocketError::System { source, .. } = full else {
+            panic!("{full}")
+        };
+        assert_eq!(source.kind(), io::ErrorKind::WouldBlock);
+        assert!(matches!(
+            Listener::bind(&path, None, None),
+            Err(SocketError::InUse(_))
+        ));
+    }
+
+    #[test]
+    fn other_files_and_missing_directories_are_refused() {
+        let (directory, path) = directory();
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(
+            Listener::bind(&path, None, None),
+            Err(SocketError::NotASocket(_))
+        ));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+
+        let datagram = directory.path().join("datagram.sock");
+        let _bound = UnixDatagram::bind(&datagram).unwrap();
+        assert!(matches!(
+            Listener::bind(&datagram, None, None),
+            Err(SocketError::NotASocket(_))
+        ));
+
+        let link = directory.path().join("link.sock");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(
+            Listener::bind(&link, None, None),
+            Err(SocketError::NotASocket(_))
+        ));
+
+        let missing = directory.path().join("none/port.sock");
+        assert!(matches!(
+            Listener::bind(&missing, None, None),
+            Err(SocketError::NoDirectory(_))
+        ));
+
+        let long = directory.path().join("x".repeat(MAX_PATH));
+        assert!(matches!(
+            Listener::bind(&long, None, None),
+            Err(SocketError::Path(_))
+        ));
+        assert!(matches!(connect(Path::new("")), Err(SocketError::Path(_))));
+    }
+
+    #[test]
+    fn a_path_of_the_greatest_length_works() {
+        let (directory, _) = directory();
+        let space = MAX_PATH - directory.path().as_os_str().len() - 1;
+        let path = directory.path().join("x".repeat(space));
+        let _listener = Listener::bind(&path, None, None).unwrap();
+        connect(&path).unwrap();
+    }
+
+    #[test]
+    fn mode_and_owner_are_set() {
+        let (_directory, path) = directory();
+        let listener = Listener::bind(&path, Some("nobody:12345"), Some(0o662)).unwrap();
+        let metadata = symlink_metadata(&path).unwrap();
+        assert_eq!(metadata.mode() & 0o7777, 0o662);
+        assert_eq!(metadata.gid(), 12345);
+        assert_eq!(Some(metadata.uid()), user_id("nobody"));
+        drop(listener);
+        assert_eq!(resolve_owner("7").unwrap(), (7, None));
+        assert_eq!(resolve_owner("root:root").unwrap(), (0, Some(0)));
+        for wrong in ["no-such-user", "root:no-such-group", "", "root:", ":root"] {
+            let error = Listener::bind(&path, Some(wrong), None).unwrap_err();
+            assert!(matches!(error, SocketError::Owner(_)), "{wrong}: {error}");
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn somebody_elses_file_stays() {
+        let (_directory, path) = directory();
+        let listener = Listener::bind(&path, None, None).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "new").unwrap();
+        drop(listener);
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn peek_tells_what_is_there_and_takes_nothing() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let empty = peek::<12>(&near).unwrap();
+        assert_eq!((empty.len, empty.queued, empty.ended), (0, 0, false));
+        far.write_all(b"01234").unwrap();
+        let part = peek::<12>(&near).unwrap();
+        assert_eq!((part.len, part.queued, part.ended), (5, 5, false));
+        far.write_all(b"567890123456789").unwrap();
+        for _ in 0..2 {
+            let whole = peek::<12>(&near).unwrap();
+            assert_eq!(&whole.head, b"012345678901");
+            assert_eq!((whole.queued, whole.descriptors), (20, 0));
+        }
+        drop(far);
+        assert!(peek::<12>(&near).unwrap().ended);
+        let mut bytes = [0; 20];
+        (&near).read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"01234567890123456789");
+    }
+
+    #[test]
+    fn peek_counts_descriptors_and_keeps_none() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let event = EventFd::new(0).unwrap();
+        let before = peers_of(&event);
+        for count in [1, 2, MAX_DESCRIPTORS, MAX_DESCRIPTORS + 1, 200] {
+            far.send_with_fds(&[&[7u8; 12][..]], &vec![event.as_raw_fd(); count])
+                .unwrap();
+            let peeked = peek::<12>(&near).unwrap();
+            assert_eq!(peeked.descriptors, count.min(MAX_DESCRIPTORS + 1));
+            assert_eq!(peers_of(&event), before, "duplicates are closed");
+            // A plain read drops what is attached.
+            (&near).read_exact(&mut [0; 12]).unwrap();
+            assert_eq!(peers_of(&event), before);
+        }
+    }
+
+    /// How many of our descriptors are this very eventfd.
+    fn peers_of(event: &EventFd) -> usize {
+        let id = |fd: &str| {
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+            info.lines()
+                .find(|line| line.starts_with("eventfd-id"))
+                .map(str::to_owned)
+        };
+        let wanted = id(&event.as_raw_fd().to_string()).unwrap();
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| id(entry.ok()?.file_name().to_str()?))
+            .filter(|found| *found == wanted)
+            .count()
+    }
+
+    #[test]
+    fn descriptors_inside_of_a_header_cut_the_peek_short() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let event = EventFd::new(0).unwrap();
+        far.send_with_fds(&[&[7u8; 6][..]], &[event.as_raw_fd()])
+            .unwrap();
+        (&far).write_all(&[7; 6]).unwrap();
+        let peeked = peek::<12>(&near).unwrap();
+        assert_eq!((peeked.len, peeked.queued), (6, 12));
+    }
+
+    #[test]
+    fn only_eventfds_pass_as_such() {
+        let event = EventFd::new(0).unwrap();
+        let sent = File::from(
+            event
+                .try_clone()
+                .map(|e| {
+                    // SAFETY: `into_raw_fd` gives up what File takes.
+                    unsafe { OwnedFd::from_raw_fd(e.into_raw_fd()) }
+                })
+                .unwrap(),
+        );
+        let taken = eventfd(sent).unwrap();
+        taken.write(3).unwrap();
+        assert_eq!(event.read().unwrap(), 3);
+        assert_eq!(taken.read().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let (_reader, writer) = io::pipe().unwrap();
+        for wrong in [
+            File::open("/proc/self/exe").unwrap(),
+            File::open("/dev/null").unwrap(),
+            File::from(OwnedFd::from(socket)),
+            File::from(OwnedFd::from(writer)),
+        ] {
+            assert_eq!(
+                eventfd(wrong).unwrap_err().kind(),
+                io::ErrorKind::InvalidInput
+            );
+        }
+    }
+}
