@@ -1,0 +1,199 @@
+//! One connection with a frontend: message after message, until either side ends it.
+//!
+//! The `vhost` crate never sees the frontend's socket. It reads from one end of a pair of sockets
+//! (`inner`), where only whole messages with the right number of descriptors are put, and answers
+//! there. On the real socket it would wait for the rest of a message; it would lose a header that
+//! has more than 32 descriptors and read on in the middle; and it could not be kept from the
+//! messages that it refuses but must not.
+
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use thiserror::Error;
+use vhost::vhost_user::{BackendReqHandler, Error as LibraryError};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use crate::sys::socket::{Received, receive};
+
+use super::handler::Handler;
+use super::intercept;
+use super::journal::Journal;
+use super::message::{Answer, BadMessage, Inbox, Lack, Message, request};
+use super::session::Session;
+
+/// Why a connection ended.
+#[derive(Debug, Error)]
+pub(super) enum End {
+    /// The frontend closed it between two messages.
+    #[error("the frontend left")]
+    Left,
+    /// We are to stop.
+    #[error("stopped")]
+    Stopped,
+    /// The frontend closed it elsewhere.
+    #[error("the frontend left in the middle of a message")]
+    Truncated,
+    /// The frontend doesn't speak our language.
+    #[error(transparent)]
+    BadMessage(BadMessage),
+    /// The frontend doesn't know that its message was refused, or can't go on without it.
+    #[error("{name} failed: {reason}")]
+    Failed { name: &'static str, reason: String },
+    /// The system failed.
+    #[error("the socket failed: {0}")]
+    Socket(#[from] io::Error),
+}
+
+impl From<Lack> for End {
+    fn from(lack: Lack) -> Self {
+        match lack {
+            // Not an end: the caller waits.
+            Lack::Incomplete | Lack::Ended { within: true } => Self::Truncated,
+            Lack::Ended { within: false } => Self::Left,
+            Lack::Bad(bad) => Self::BadMessage(bad),
+            Lack::Socket(error) => Self::Socket(error),
+        }
+    }
+}
+
+/// Why a message was refused; told to the operator.
+type Reason = String;
+
+/// A connection and its session.
+pub(super) struct Connection {
+    stream: Arc<UnixStream>,
+    library: Library,
+    journal: Arc<Journal>,
+    /// Messages that were followed or refused.
+    served: u64,
+}
+
+impl Connection {
+    /// Takes over `stream`.
+    ///
+    /// # Errors
+    ///
+    /// The process is out of descriptors.
+    pub fn new(
+        stream: Arc<UnixStream>,
+        session: Session,
+        journal: Arc<Journal>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            stream,
+            library: Library::new(session)?,
+            journal,
+            served: 0,
+        })
+    }
+
+    /// How many messages came.
+    pub fn served(&self) -> u64 {
+        self.served
+    }
+
+    /// Serves the frontend. `wait` sleeps until the stream has news, and says whether to go on.
+    pub fn serve(&mut self, mut wait: impl FnMut() -> io::Result<bool>) -> End {
+        let stream = Arc::clone(&self.stream);
+        let mut inbox = Inbox::new();
+        loop {
+            let result = match inbox.next(&stream) {
+                Ok(message) => self.follow(message),
+                Err(Lack::Incomplete) => match wait() {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(End::Stopped),
+                    Err(error) => Err(End::Socket(error)),
+                },
+                Err(lack) => Err(lack.into()),
+            };
+            if let Err(end) = result {
+                return end;
+            }
+        }
+    }
+
+    fn follow(&mut self, message: Message<'_>) -> Result<(), End> {
+        if self.served == 0 {
+            self.journal.info(format_args!("a frontend connected"));
+        }
+        self.served = self.served.saturating_add(1);
+        let (header, kind) = (message.header, message.kind);
+        let name = kind.name;
+        let result = if intercept::is_ours(&header) {
+            let session = &mut self.library.handler().0;
+            intercept::serve(&self.stream, &message, session)?.map_err(|r| r.to_string())
+        } else {
+            self.library.serve(&self.stream, message)?
+        };
+        let Err(reason) = result else { return Ok(()) };
+        // The crate takes these two as they came, also when we refuse them.
+        let diverged = matches!(
+            header.request,
+            request::SET_FEATURES | request::SET_PROTOCOL_FEATURES
+        );
+        let acknowledges = self.library.handler().0.acknowledges();
+        let told = kind.answer == Answer::Ack && header.needs_reply() && acknowledges;
+        if diverged || !told {
+            return Err(End::Failed { name, reason });
+        }
+        self.journal.warn(format_args!("refused {name}: {reason}"));
+        Ok(())
+    }
+}
+
+/// The `vhost` crate at its end of a pair of sockets.
+struct Library {
+    inner: UnixStream,
+    requests: BackendReqHandler<Mutex<Handler>>,
+    /// Shared with `requests`; both are used by one thread only.
+    handler: Arc<Mutex<Handler>>,
+}
+
+impl Library {
+    fn new(session: Session) -> io::Result<Self> {
+        let (inner, outer) = UnixStream::pair()?;
+        let handler = Arc::new(Mutex::new(Handler(session)));
+        let requests = BackendReqHandler::from_stream(outer, Arc::clone(&handler));
+        Ok(Self {
+            inner,
+            requests,
+            handler,
+        })
+    }
+
+    fn handler(&self) -> MutexGuard<'_, Handler> {
+        self.handler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the crate follow a message, and passes its answer on to the frontend.
+    fn serve(
+        &mut self,
+        mut stream: &UnixStream,
+        message: Message<'_>,
+    ) -> Result<Result<(), Reason>, End> {
+        let name = message.kind.name;
+        let descriptors: Vec<_> = message.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        // An empty socket has room for any message, so this doesn't wait and is never partial.
+        let sent = self.inner.send_with_fds(&[message.bytes], &descriptors);
+        sent.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        drop(message);
+        let result = match self.requests.handle_request() {
+            Ok(()) => Ok(()),
+            // Only our handler gives this one, and the crate has acknowledged it.
+            Err(LibraryError::ReqHandlerError(error)) => Err(error.to_string()),
+            Err(error) => {
+                return Err(End::Failed {
+                    name,
+                    reason: error.to_string(),
+                });
+            }
+        };
+        let mut answer = [0; 256];
+        while let Received::Bytes(len) = receive(&self.inner, &mut answer, &mut Vec::new())? {
+            stream.write_all(answer.get(..len).unwrap_or(&answer))?;
+        }
+        Ok(result)
+    }
+}
