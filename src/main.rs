@@ -95,11 +95,7 @@ fn start_log(level: LogLevel) {
             let level = record.level();
             let style = out.default_level_style(level);
             let time = out.timestamp_millis();
-            writeln!(
-                out,
-                "{time} {style}{level:<5}{style:#} {module}: {}",
-                record.args()
-            )
+            writeln!(out, "{time} {style}{level:<5}{style:#} {module}: {}", record.args())
         })
         .init();
 }

@@ -76,13 +76,7 @@ impl<'a> Attachment<'a> {
     }
 
     fn qemu(&self) -> String {
-        let Self {
-            name,
-            queue_pairs,
-            mac,
-            memory,
-            ..
-        } = self;
+        let Self { name, queue_pairs, mac, memory, .. } = self;
         // In QEMU's option lists a comma inside a value is written twice.
         let path = self.socket.replace(',', ",,");
         let role = match self.role {
@@ -95,23 +89,15 @@ impl<'a> Attachment<'a> {
             device.push_str(&format!(",mq=on,vectors={}", 2 * queue_pairs + 2));
         }
         // More than 256 entries for what the guest sends are allowed with vhost-user only.
-        device.push_str(&format!(
-            ",rx_queue_size={RING_SIZE},tx_queue_size={RING_SIZE}"
-        ));
+        device.push_str(&format!(",rx_queue_size={RING_SIZE},tx_queue_size={RING_SIZE}"));
         if let Some(mtu) = self.mtu {
             device.push_str(&format!(",host_mtu={mtu}"));
         }
         command_line(&[
             ("-m", memory.to_string()),
-            (
-                "-object",
-                format!("memory-backend-memfd,id=mem,size={memory},share=on"),
-            ),
+            ("-object", format!("memory-backend-memfd,id=mem,size={memory},share=on")),
             ("-machine", "memory-backend=mem".to_owned()),
-            (
-                "-chardev",
-                format!("socket,id=char-{name},path={path},{role}"),
-            ),
+            ("-chardev", format!("socket,id=char-{name},path={path},{role}")),
             (
                 "-netdev",
                 format!("vhost-user,id=net-{name},chardev=char-{name},queues={queue_pairs}"),
@@ -153,9 +139,7 @@ impl<'a> Attachment<'a> {
             ),
             SocketRole::Client => format!("<source type='unix' path='{path}' mode='server'/>"),
         };
-        let mtu = self
-            .mtu
-            .map_or(String::new(), |mtu| format!("  <mtu size='{mtu}'/>\n"));
+        let mtu = self.mtu.map_or(String::new(), |mtu| format!("  <mtu size='{mtu}'/>\n"));
         // libvirt refuses more than one queue only for other models, so one needs no special case.
         format!(
             "<!-- in <domain> -->\n\
@@ -182,13 +166,8 @@ fn find<'a>(
     name: &str,
 ) -> Result<(&'a PortSettings, &'a VhostUserSettings), AttachError> {
     let Some(port) = settings.ports.iter().find(|port| port.name == name) else {
-        let known: Vec<_> = vhost_user_ports(settings)
-            .map(|port| port.name.as_str())
-            .collect();
-        return Err(AttachError::UnknownPort {
-            name: name.to_owned(),
-            known: known.join(" "),
-        });
+        let known: Vec<_> = vhost_user_ports(settings).map(|port| port.name.as_str()).collect();
+        return Err(AttachError::UnknownPort { name: name.to_owned(), known: known.join(" ") });
     };
     match &port.kind {
         PortKind::VhostUser(vhost_user) => Ok((port, vhost_user)),
@@ -197,10 +176,7 @@ fn find<'a>(
 }
 
 fn vhost_user_ports(settings: &Settings) -> impl Iterator<Item = &PortSettings> {
-    settings
-        .ports
-        .iter()
-        .filter(|port| matches!(port.kind, PortKind::VhostUser(_)))
+    settings.ports.iter().filter(|port| matches!(port.kind, PortKind::VhostUser(_)))
 }
 
 /// A MAC address.
@@ -233,11 +209,7 @@ fn derived_mac(settings: &Settings, port: &PortSettings) -> Result<Mac, AttachEr
     let same =
         |other: &&PortSettings| other.name != port.name && Mac::from_name(&other.name) == mac;
     match vhost_user_ports(settings).find(same) {
-        Some(other) => Err(AttachError::SameMac(
-            port.name.clone(),
-            other.name.clone(),
-            mac,
-        )),
+        Some(other) => Err(AttachError::SameMac(port.name.clone(), other.name.clone(), mac)),
         None => Ok(mac),
     }
 }
@@ -267,21 +239,14 @@ pub fn mac(text: &str) -> Result<Mac, String> {
 /// A memory size that QEMU and Cloud Hypervisor read alike.
 pub fn memory(text: &str) -> Result<String, String> {
     let digits = text.strip_suffix(['M', 'G']).unwrap_or_default();
-    let number = digits
-        .parse::<u32>()
-        .ok()
-        .filter(|n| *n > 0 && !digits.starts_with('+'));
-    number
-        .map(|_| text.to_owned())
-        .ok_or_else(|| "expected a size such as 512M or 4G".to_owned())
+    let number = digits.parse::<u32>().ok().filter(|n| *n > 0 && !digits.starts_with('+'));
+    number.map(|_| text.to_owned()).ok_or_else(|| "expected a size such as 512M or 4G".to_owned())
 }
 
 /// Options and their values, one pair a line, ready for a shell.
 fn command_line(options: &[(&str, String)]) -> String {
-    let lines: Vec<_> = options
-        .iter()
-        .map(|(option, value)| format!("{option} {}", shell_word(value)))
-        .collect();
+    let lines: Vec<_> =
+        options.iter().map(|(option, value)| format!("{option} {}", shell_word(value))).collect();
     lines.join(" \\\n") + "\n"
 }
 
@@ -296,9 +261,7 @@ fn shell_word(text: &str) -> String {
 
 /// `text` inside an XML attribute in single quotes.
 fn xml_attribute(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('\'', "&apos;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
 }
 
 #[cfg(test)]
@@ -319,9 +282,7 @@ mod tests {
     fn text(line: &str) -> Result<String, AttachError> {
         let line = format!("ringswitch args {line} --config unread.toml");
         let cli = Cli::try_parse_from(line.split_whitespace()).expect("a good command line");
-        let Command::Args(args) = cli.command else {
-            panic!("{line}")
-        };
+        let Command::Args(args) = cli.command else { panic!("{line}") };
         let settings = Settings::from_toml(FILE, Path::new("unread.toml")).expect("good settings");
         Attachment::new(&settings, &args)?.text(args.vmm)
     }
@@ -389,10 +350,7 @@ mod tests {
         let source = "\n  <source type='unix' path='/run/a,b &apos;c&apos;&lt;&amp;>.sock' \
                       mode='server'/>\n";
         assert!(text.contains(source), "{text}");
-        assert!(
-            text.contains("\n  <mtu size='9000'/>\n</interface>\n"),
-            "{text}"
-        );
+        assert!(text.contains("\n  <mtu size='9000'/>\n</interface>\n"), "{text}");
     }
 
     #[test]
@@ -401,32 +359,21 @@ mod tests {
         let shown = page.split("```console\n$ ").nth(1).expect("an example");
         let (line, shown) = shown.split_once('\n').expect("its output");
         let cli = Cli::try_parse_from(line.split_whitespace()).expect("a good command line");
-        let Command::Args(args) = cli.command else {
-            panic!("{line}")
-        };
+        let Command::Args(args) = cli.command else { panic!("{line}") };
         let settings = args.settings().expect("good settings");
         let printed = Attachment::new(&settings, &args).and_then(|nic| nic.text(args.vmm));
-        assert_eq!(
-            printed.expect("arguments"),
-            shown.split("```").next().expect("text")
-        );
+        assert_eq!(printed.expect("arguments"), shown.split("```").next().expect("text"));
     }
 
     #[test]
     fn more_vcpus_than_queue_pairs_change_nothing() {
-        assert_eq!(
-            text("qemu vm1 --vcpus 64").expect("a"),
-            text("qemu vm1").expect("b")
-        );
+        assert_eq!(text("qemu vm1 --vcpus 64").expect("a"), text("qemu vm1").expect("b"));
     }
 
     #[test]
     fn ports_that_take_no_guest_are_refused() {
         let message = |line| text(line).expect_err("no guest").to_string();
-        assert_eq!(
-            message("qemu vm3"),
-            "there is no port \"vm3\"; expected one of: vm1 vm2"
-        );
+        assert_eq!(message("qemu vm3"), "there is no port \"vm3\"; expected one of: vm1 vm2");
         assert_eq!(
             message("qemu up"),
             "port \"up\" is a TAP device of the host; expected a vhost-user port"
@@ -441,16 +388,11 @@ mod tests {
         };
         let line = "ringswitch args cloud-hypervisor vm1 --config f";
         let cli = Cli::try_parse_from(line.split_whitespace()).expect("a good command line");
-        let Command::Args(args) = cli.command else {
-            panic!("{line}")
-        };
+        let Command::Args(args) = cli.command else { panic!("{line}") };
         for path in ["/a\\\"b", "/a[b", "/a]b"] {
             let settings = settings(path);
             let attachment = Attachment::new(&settings, &args).expect("a port");
-            assert!(
-                matches!(attachment.text(args.vmm), Err(AttachError::Unquotable(_))),
-                "{path}"
-            );
+            assert!(matches!(attachment.text(args.vmm), Err(AttachError::Unquotable(_))), "{path}");
         }
     }
 
@@ -501,27 +443,16 @@ mod tests {
         for text in ["1M", "512M", "4G"] {
             assert_eq!(memory(text), Ok(text.to_owned()));
         }
-        for text in [
-            "", "G", "0G", "-1G", "+1G", "1", "1K", "1T", "1GG", "1 G", "1.5G",
-        ] {
+        for text in ["", "G", "0G", "-1G", "+1G", "1", "1K", "1T", "1GG", "1 G", "1.5G"] {
             assert!(memory(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn shell_words_survive_a_shell() {
-        for text in [
-            "plain-_./:=,+@%",
-            "a b",
-            "it's",
-            "$HOME `x` \"q\" \\ * <&>",
-            "é",
-        ] {
+        for text in ["plain-_./:=,+@%", "a b", "it's", "$HOME `x` \"q\" \\ * <&>", "é"] {
             let script = format!("printf %s {}", shell_word(text));
-            let output = std::process::Command::new("sh")
-                .arg("-c")
-                .arg(script)
-                .output();
+            let output = std::process::Command::new("sh").arg("-c").arg(script).output();
             assert_eq!(output.expect("sh runs").stdout, text.as_bytes());
         }
     }

@@ -84,12 +84,7 @@ pub struct RunArgs {
     #[arg(long)]
     poll: bool,
     /// What to log to standard error
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        env = "RINGSWITCH_LOG",
-        default_value = "info"
-    )]
+    #[arg(long, value_name = "LEVEL", env = "RINGSWITCH_LOG", default_value = "info")]
     pub log_level: LogLevel,
 }
 
@@ -239,36 +234,18 @@ mod tests {
                 .expect("good settings");
         assert_eq!(settings.workers.count, 3);
         assert_eq!(settings.workers.mode, PollMode::Poll);
-        let names: Vec<_> = settings
-            .ports
-            .iter()
-            .map(|port| port.name.as_str())
-            .collect();
+        let names: Vec<_> = settings.ports.iter().map(|port| port.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "uplink"]);
         assert_eq!(socket(&settings.ports[0]), Path::new("/x/a.sock"));
-        assert_eq!(
-            socket(&settings.ports[1]),
-            path::absolute("rel=1.sock").expect("absolute")
-        );
-        let tap = TapSettings {
-            device: "rs0".into(),
-            mtu: None,
-            bridge: None,
-            uplink: true,
-        };
+        assert_eq!(socket(&settings.ports[1]), path::absolute("rel=1.sock").expect("absolute"));
+        let tap = TapSettings { device: "rs0".into(), mtu: None, bridge: None, uplink: true };
         assert_eq!(settings.ports[2].kind, PortKind::Tap(tap));
     }
 
     #[test]
     fn a_port_that_a_file_could_not_have_is_refused() {
-        let errors = run("run --port a=/x --port a=/y")
-            .settings()
-            .expect_err("a name twice");
-        assert!(
-            errors
-                .to_string()
-                .starts_with("port name \"a\" is already taken")
-        );
+        let errors = run("run --port a=/x --port a=/y").settings().expect_err("a name twice");
+        assert!(errors.to_string().starts_with("port name \"a\" is already taken"));
     }
 
     #[test]
@@ -279,10 +256,7 @@ mod tests {
             let line = format!("run --config f.toml {rest}");
             assert_eq!(refused(&line), ErrorKind::ArgumentConflict, "{rest}");
         }
-        assert_eq!(
-            refused("run --workers 2"),
-            ErrorKind::MissingRequiredArgument
-        );
+        assert_eq!(refused("run --workers 2"), ErrorKind::MissingRequiredArgument);
     }
 
     #[test]
@@ -298,17 +272,11 @@ mod tests {
         ] {
             assert_eq!(refused(line), ErrorKind::ValueValidation, "{line}");
         }
-        assert_eq!(
-            refused("run --uplink t --log-level loud"),
-            ErrorKind::InvalidValue
-        );
+        assert_eq!(refused("run --uplink t --log-level loud"), ErrorKind::InvalidValue);
         assert_eq!(refused("args xen a --port a=/x"), ErrorKind::InvalidValue);
         assert_eq!(refused("check"), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused("args qemu a"), ErrorKind::MissingRequiredArgument);
-        assert_eq!(
-            refused("args qemu a --port a=/x --config f"),
-            ErrorKind::ArgumentConflict
-        );
+        assert_eq!(refused("args qemu a --port a=/x --config f"), ErrorKind::ArgumentConflict);
     }
 
     #[test]
@@ -328,15 +296,8 @@ mod tests {
     #[test]
     fn help_shows_examples_and_exit_codes() {
         let help = Cli::command().render_help().to_string();
-        assert!(
-            help.contains("Examples:") && help.contains("Exit codes:"),
-            "{help}"
-        );
-        for line in EXAMPLES
-            .lines()
-            .chain(RUN_EXAMPLES.lines())
-            .chain(ARGS_EXAMPLES.lines())
-        {
+        assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{help}");
+        for line in EXAMPLES.lines().chain(RUN_EXAMPLES.lines()).chain(ARGS_EXAMPLES.lines()) {
             let Some(example) = line.trim().strip_prefix("ringswitch ") else {
                 continue;
             };

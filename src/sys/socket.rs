@@ -65,11 +65,7 @@ pub enum SocketError {
 
 impl SocketError {
     fn system(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::System {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        Self::System { action, path: path.to_owned(), source }
     }
 }
 
@@ -213,10 +209,7 @@ pub fn receive(
     // Aligned as a `cmsghdr`.
     const CONTROL: usize = size_of::<libc::cmsghdr>() + MAX_DESCRIPTORS * size_of::<RawFd>();
     let mut control = [0u64; CONTROL.div_ceil(8)];
-    let mut iovec = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
+    let mut iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all zero is a valid msghdr: no name, no buffers, no control data.
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     message.msg_iov = &mut iovec;
@@ -240,11 +233,7 @@ pub fn receive(
         let text = "too many descriptors at once, or none left in this process";
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    Ok(if len == 0 {
-        Received::Ended
-    } else {
-        Received::Bytes(len)
-    })
+    Ok(if len == 0 { Received::Ended } else { Received::Bytes(len) })
 }
 
 /// Takes ownership of the descriptors that came with `message`.
@@ -279,10 +268,7 @@ fn take_descriptors(message: &libc::msghdr, descriptors: &mut Vec<OwnedFd>) {
 /// `InvalidInput` for a descriptor that is no anonymous one; the error of `fstat(2)`.
 pub fn eventfd_to_watch(file: File) -> io::Result<OwnedFd> {
     if file.metadata()?.mode() & libc::S_IFMT != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the descriptor is no eventfd",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the descriptor is no eventfd"));
     }
     Ok(file.into())
 }
@@ -330,11 +316,7 @@ impl Address {
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// A new stream socket: close-on-exec, non-blocking.
@@ -395,19 +377,9 @@ fn resolve_owner(owner: &str) -> Result<(u32, Option<u32>), SocketError> {
         Some((user, group)) => (user, Some(group)),
         None => (owner, None),
     };
-    let user = user
-        .parse()
-        .ok()
-        .or_else(|| user_id(user))
-        .ok_or_else(unknown)?;
+    let user = user.parse().ok().or_else(|| user_id(user)).ok_or_else(unknown)?;
     let group = match group {
-        Some(group) => Some(
-            group
-                .parse()
-                .ok()
-                .or_else(|| group_id(group))
-                .ok_or_else(unknown)?,
-        ),
+        Some(group) => Some(group.parse().ok().or_else(|| group_id(group)).ok_or_else(unknown)?),
         None => None,
     };
     Ok((user, group))
@@ -482,17 +454,11 @@ mod tests {
         assert!(path.exists(), "std leaves the file");
         let listener = Listener::bind(&path, None, None).unwrap();
         let again = Listener::bind(&path, None, None).unwrap_err();
-        assert!(
-            matches!(&again, SocketError::InUse(used) if *used == path),
-            "{again}"
-        );
+        assert!(matches!(&again, SocketError::InUse(used) if *used == path), "{again}");
         connect(&path).unwrap();
         drop(listener);
         let message = again.to_string();
-        assert!(
-            message.contains("in use") && message.contains("choose another"),
-            "{message}"
-        );
+        assert!(message.contains("in use") && message.contains("choose another"), "{message}");
     }
 
     #[test]
@@ -507,51 +473,31 @@ mod tests {
             }
             assert!(clients.len() < 100);
         };
-        let SocketError::System { source, .. } = full else {
-            panic!("{full}")
-        };
+        let SocketError::System { source, .. } = full else { panic!("{full}") };
         assert_eq!(source.kind(), io::ErrorKind::WouldBlock);
-        assert!(matches!(
-            Listener::bind(&path, None, None),
-            Err(SocketError::InUse(_))
-        ));
+        assert!(matches!(Listener::bind(&path, None, None), Err(SocketError::InUse(_))));
     }
 
     #[test]
     fn other_files_and_missing_directories_are_refused() {
         let (directory, path) = directory();
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(
-            Listener::bind(&path, None, None),
-            Err(SocketError::NotASocket(_))
-        ));
+        assert!(matches!(Listener::bind(&path, None, None), Err(SocketError::NotASocket(_))));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 
         let datagram = directory.path().join("datagram.sock");
         let _bound = UnixDatagram::bind(&datagram).unwrap();
-        assert!(matches!(
-            Listener::bind(&datagram, None, None),
-            Err(SocketError::NotASocket(_))
-        ));
+        assert!(matches!(Listener::bind(&datagram, None, None), Err(SocketError::NotASocket(_))));
 
         let link = directory.path().join("link.sock");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(matches!(
-            Listener::bind(&link, None, None),
-            Err(SocketError::NotASocket(_))
-        ));
+        assert!(matches!(Listener::bind(&link, None, None), Err(SocketError::NotASocket(_))));
 
         let missing = directory.path().join("none/port.sock");
-        assert!(matches!(
-            Listener::bind(&missing, None, None),
-            Err(SocketError::NoDirectory(_))
-        ));
+        assert!(matches!(Listener::bind(&missing, None, None), Err(SocketError::NoDirectory(_))));
 
         let long = directory.path().join("x".repeat(MAX_PATH));
-        assert!(matches!(
-            Listener::bind(&long, None, None),
-            Err(SocketError::Path(_))
-        ));
+        assert!(matches!(Listener::bind(&long, None, None), Err(SocketError::Path(_))));
         assert!(matches!(connect(Path::new("")), Err(SocketError::Path(_))));
     }
 
@@ -629,8 +575,7 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         let event = EventFd::new(0).unwrap();
         for count in [0, 1, 2, MAX_DESCRIPTORS, MAX_DESCRIPTORS + 1, 253] {
-            far.send_with_fds(&[&[7u8; 12][..]], &vec![event.as_raw_fd(); count])
-                .unwrap();
+            far.send_with_fds(&[&[7u8; 12][..]], &vec![event.as_raw_fd(); count]).unwrap();
             (&far).write_all(&[8]).unwrap();
             let mut descriptors = Vec::new();
             let got = receive(&near, &mut [0; 12], &mut descriptors);
@@ -651,9 +596,7 @@ mod tests {
     fn duplicates(event: &EventFd) -> usize {
         let id = |fd: &str| {
             let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-            info.lines()
-                .find(|line| line.starts_with("eventfd-id"))
-                .map(str::to_owned)
+            info.lines().find(|line| line.starts_with("eventfd-id")).map(str::to_owned)
         };
         let wanted = id(&event.as_raw_fd().to_string()).unwrap();
         std::fs::read_dir("/proc/self/fd")
@@ -688,10 +631,7 @@ mod tests {
             File::from(OwnedFd::from(socket)),
             File::from(OwnedFd::from(writer)),
         ] {
-            assert_eq!(
-                eventfd_to_signal(wrong).unwrap_err().kind(),
-                io::ErrorKind::InvalidInput
-            );
+            assert_eq!(eventfd_to_signal(wrong).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
     }
 }

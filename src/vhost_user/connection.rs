@@ -81,12 +81,7 @@ impl Connection {
         session: Session,
         journal: Arc<Journal>,
     ) -> io::Result<Self> {
-        Ok(Self {
-            stream,
-            library: Library::new(session)?,
-            journal,
-            served: 0,
-        })
+        Ok(Self { stream, library: Library::new(session)?, journal, served: 0 })
     }
 
     /// How many messages came.
@@ -129,10 +124,8 @@ impl Connection {
         };
         let Err(reason) = result else { return Ok(()) };
         // The crate takes these two as they came, also when we refuse them.
-        let diverged = matches!(
-            header.request,
-            request::SET_FEATURES | request::SET_PROTOCOL_FEATURES
-        );
+        let diverged =
+            matches!(header.request, request::SET_FEATURES | request::SET_PROTOCOL_FEATURES);
         let acknowledges = self.library.handler().0.acknowledges();
         let told = kind.answer == Answer::Ack && header.needs_reply() && acknowledges;
         if diverged || !told {
@@ -156,11 +149,7 @@ impl Library {
         let (inner, outer) = UnixStream::pair()?;
         let handler = Arc::new(Mutex::new(Handler(session)));
         let requests = BackendReqHandler::from_stream(outer, Arc::clone(&handler));
-        Ok(Self {
-            inner,
-            requests,
-            handler,
-        })
+        Ok(Self { inner, requests, handler })
     }
 
     fn handler(&self) -> MutexGuard<'_, Handler> {
@@ -184,10 +173,7 @@ impl Library {
             // Only our handler gives this one, and the crate has acknowledged it.
             Err(LibraryError::ReqHandlerError(error)) => Err(error.to_string()),
             Err(error) => {
-                return Err(End::Failed {
-                    name,
-                    reason: error.to_string(),
-                });
+                return Err(End::Failed { name, reason: error.to_string() });
             }
         };
         let mut answer = [0; 256];

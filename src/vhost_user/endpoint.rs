@@ -106,10 +106,7 @@ impl Endpoint {
             .name(format!("vu-{name}"))
             .stack_size(STACK)
             .spawn(move || server.run())?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// Ends the connection and the thread, and removes the socket file. Returns when no ring of
@@ -159,17 +156,10 @@ struct Server {
 
 impl Server {
     fn run(&mut self) {
-        let result = if self.listener.is_some() {
-            self.listen()
-        } else {
-            self.dial()
-        };
+        let result = if self.listener.is_some() { self.listen() } else { self.dial() };
         if let Err(error) = result {
             // epoll_wait fails on nothing that a peer does.
-            log::error!(
-                "socket {} is no longer served: {error}",
-                self.socket.display()
-            );
+            log::error!("socket {} is no longer served: {error}", self.socket.display());
         }
     }
 
@@ -197,8 +187,7 @@ impl Server {
                 }
                 Err(error) => {
                     if failures % LOG_EVERY == 0 {
-                        self.journal
-                            .warn(format_args!("{error}; trying again until it works"));
+                        self.journal.warn(format_args!("{error}; trying again until it works"));
                     }
                     failures = failures.saturating_add(1);
                 }
@@ -214,15 +203,10 @@ impl Server {
         let stream = Arc::new(stream);
         *self.shared.stream.lock() = Some(Arc::clone(&stream));
         // Looked at after publishing the stream: who sets the flag later finds it.
-        let result = if self.stopping() {
-            Ok(0)
-        } else {
-            self.converse(&stream)
-        };
+        let result = if self.stopping() { Ok(0) } else { self.converse(&stream) };
         *self.shared.stream.lock() = None;
         result.unwrap_or_else(|error| {
-            self.journal
-                .warn(format_args!("cannot serve a frontend: {error}"));
+            self.journal.warn(format_args!("cannot serve a frontend: {error}"));
             0
         })
     }
@@ -269,8 +253,7 @@ impl Server {
     /// A frontend that waits to be served, in the server role.
     fn accept(&self) -> Option<UnixStream> {
         self.listener.as_ref()?.accept().unwrap_or_else(|error| {
-            self.journal
-                .warn(format_args!("cannot accept a frontend: {error}"));
+            self.journal.warn(format_args!("cannot accept a frontend: {error}"));
             // Until descriptors or memory are free again: the listener would end each sleep.
             std::thread::sleep(MIN_PAUSE);
             None

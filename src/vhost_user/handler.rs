@@ -71,11 +71,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let specs = regions
-            .iter()
-            .zip(files)
-            .map(|(region, file)| spec(region, file))
-            .collect();
+        let specs = regions.iter().zip(files).map(|(region, file)| spec(region, file)).collect();
         self.0.set_memory(specs).map_err(refused)?;
         Ok(None)
     }
@@ -179,8 +175,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.0
-            .remove_region(region.guest_phys_addr, region.memory_size, region.user_addr);
+        self.0.remove_region(region.guest_phys_addr, region.memory_size, region.user_addr);
         Ok(())
     }
 
@@ -202,8 +197,6 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        self.0
-            .set_log(file, log.mmap_size, log.mmap_offset)
-            .map_err(refused)
+        self.0.set_log(file, log.mmap_size, log.mmap_offset).map_err(refused)
     }
 }

@@ -23,10 +23,7 @@ pub(super) struct Journal {
 
 impl Journal {
     pub fn new(port: &str) -> Self {
-        Self {
-            port: port.to_owned(),
-            budget: Mutex::new(Budget::new(Instant::now())),
-        }
+        Self { port: port.to_owned(), budget: Mutex::new(Budget::new(Instant::now())) }
     }
 
     /// Logs something that went as it should.
@@ -64,11 +61,7 @@ struct Budget {
 
 impl Budget {
     fn new(now: Instant) -> Self {
-        Self {
-            lines: BURST,
-            refilled: now,
-            left_out: 0,
-        }
+        Self { lines: BURST, refilled: now, left_out: 0 }
     }
 
     /// Takes one line. Returns how many were left out before it, or `None` if this one is too.
@@ -99,11 +92,7 @@ mod tests {
         let logged = (0..1000).filter(|_| budget.take(start).is_some()).count();
         assert_eq!(logged, BURST as usize);
         assert_eq!(budget.take(start + REFILL), Some(1000 - u64::from(BURST)));
-        assert_eq!(
-            budget.take(start + REFILL),
-            None,
-            "one line for each interval"
-        );
+        assert_eq!(budget.take(start + REFILL), None, "one line for each interval");
         let later = start + REFILL * 1_000_000;
         assert_eq!(budget.take(later), Some(1));
         let logged = (0..1000).filter(|_| budget.take(later).is_some()).count();

@@ -116,16 +116,10 @@ pub(super) fn classify(header: &Header) -> Result<Kind, BadMessage> {
     let kind = kind(header).ok_or(BadMessage::Unknown(header.request))?;
     let Kind { name, size, .. } = kind;
     if header.flags & !NEED_REPLY != VERSION {
-        return Err(BadMessage::Flags {
-            name,
-            flags: header.flags,
-        });
+        return Err(BadMessage::Flags { name, flags: header.flags });
     }
     if header.size != size {
-        return Err(BadMessage::Size {
-            name,
-            size: header.size,
-        });
+        return Err(BadMessage::Size { name, size: header.size });
     }
     Ok(kind)
 }
@@ -135,14 +129,7 @@ impl Kind {
     pub fn check_descriptors(&self, count: usize) -> Result<(), BadMessage> {
         let (least, most) = self.descriptors;
         let fits = (least..=most).contains(&count);
-        if fits {
-            Ok(())
-        } else {
-            Err(BadMessage::Descriptors {
-                name: self.name,
-                count,
-            })
-        }
+        if fits { Ok(()) } else { Err(BadMessage::Descriptors { name: self.name, count }) }
     }
 }
 
@@ -181,12 +168,7 @@ fn kind(header: &Header) -> Option<Kind> {
         request::GET_STATUS => ("GET_STATUS", Reply, 0, (0, 0)),
         _ => return None,
     };
-    Some(Kind {
-        name,
-        answer,
-        descriptors,
-        size,
-    })
+    Some(Kind { name, answer, descriptors, size })
 }
 
 /// A whole message.
@@ -230,11 +212,7 @@ pub(super) enum Lack {
 
 impl Inbox {
     pub fn new() -> Self {
-        Self {
-            bytes: [0; Header::LEN + MAX_PAYLOAD],
-            len: 0,
-            descriptors: Vec::new(),
-        }
+        Self { bytes: [0; Header::LEN + MAX_PAYLOAD], len: 0, descriptors: Vec::new() }
     }
 
     /// Takes one message out of `stream`, or the part of it that is there.
@@ -247,15 +225,9 @@ impl Inbox {
         self.fill(stream, end)?;
         self.len = 0;
         let descriptors = std::mem::take(&mut self.descriptors);
-        kind.check_descriptors(descriptors.len())
-            .map_err(Lack::Bad)?;
+        kind.check_descriptors(descriptors.len()).map_err(Lack::Bad)?;
         let bytes = self.bytes.get(..end).ok_or(Lack::Incomplete)?;
-        Ok(Message {
-            header,
-            kind,
-            bytes,
-            descriptors,
-        })
+        Ok(Message { header, kind, bytes, descriptors })
     }
 
     /// Takes bytes until `end` of them are there, and not one more: descriptors of the next
@@ -266,17 +238,12 @@ impl Inbox {
                 Received::Bytes(count) => self.len = self.len.saturating_add(count),
                 Received::Nothing => return Err(Lack::Incomplete),
                 Received::Ended => {
-                    return Err(Lack::Ended {
-                        within: self.len > 0,
-                    });
+                    return Err(Lack::Ended { within: self.len > 0 });
                 }
             }
             if self.descriptors.len() > MAX_DESCRIPTORS {
                 let count = self.descriptors.len();
-                return Err(Lack::Bad(BadMessage::Descriptors {
-                    name: "a message",
-                    count,
-                }));
+                return Err(Lack::Bad(BadMessage::Descriptors { name: "a message", count }));
             }
         }
         Ok(())
@@ -288,11 +255,7 @@ mod tests {
     use super::*;
 
     fn header(request: u32, flags: u32, size: u32) -> Header {
-        Header {
-            request,
-            flags,
-            size,
-        }
+        Header { request, flags, size }
     }
 
     #[test]
@@ -306,14 +269,8 @@ mod tests {
         assert!(read.needs_reply() && !header(18, 1, 8).needs_reply());
         let reply = read.reply(0x1234_5678_9abc);
         let (head, value) = reply.split_at(12);
-        assert_eq!(
-            Header::from_bytes(head.try_into().unwrap()),
-            header(18, 5, 8)
-        );
-        assert_eq!(
-            u64::from_ne_bytes(value.try_into().unwrap()),
-            0x1234_5678_9abc
-        );
+        assert_eq!(Header::from_bytes(head.try_into().unwrap()), header(18, 5, 8));
+        assert_eq!(u64::from_ne_bytes(value.try_into().unwrap()), 0x1234_5678_9abc);
     }
 
     #[test]
@@ -321,35 +278,18 @@ mod tests {
         assert_eq!(classify(&header(2, 1, 8)).unwrap().name, "SET_FEATURES");
         assert_eq!(classify(&header(2, 9, 8)).unwrap().answer, Answer::Ack);
         for unknown in [0, 7, 21, 22, 24, 31, 42, 45, u32::MAX] {
-            assert_eq!(
-                classify(&header(unknown, 1, 8)),
-                Err(BadMessage::Unknown(unknown))
-            );
+            assert_eq!(classify(&header(unknown, 1, 8)), Err(BadMessage::Unknown(unknown)));
         }
         for flags in [0, 2, 3, 5, 0x11, u32::MAX] {
             let bad = classify(&header(2, flags, 8));
-            assert_eq!(
-                bad,
-                Err(BadMessage::Flags {
-                    name: "SET_FEATURES",
-                    flags
-                })
-            );
+            assert_eq!(bad, Err(BadMessage::Flags { name: "SET_FEATURES", flags }));
         }
         for size in [0, 7, 9, 4096, u32::MAX] {
             let bad = classify(&header(2, 1, size));
-            assert_eq!(
-                bad,
-                Err(BadMessage::Size {
-                    name: "SET_FEATURES",
-                    size
-                })
-            );
+            assert_eq!(bad, Err(BadMessage::Size { name: "SET_FEATURES", size }));
         }
         for (request, size, wrong) in [(2, 8, 1), (6, 16, 0), (6, 16, 2), (12, 8, 2), (37, 40, 0)] {
-            let bad = classify(&header(request, 1, size))
-                .unwrap()
-                .check_descriptors(wrong);
+            let bad = classify(&header(request, 1, size)).unwrap().check_descriptors(wrong);
             assert!(matches!(bad, Err(BadMessage::Descriptors { count, .. }) if count == wrong));
         }
     }
@@ -365,10 +305,7 @@ mod tests {
             assert!(classify(&header(5, 1, size + 1)).is_err());
         }
         for size in [0, 8, 39, 8 + 33 * 32, u32::MAX] {
-            assert!(matches!(
-                classify(&header(5, 1, size)),
-                Err(BadMessage::Size { .. })
-            ));
+            assert!(matches!(classify(&header(5, 1, size)), Err(BadMessage::Size { .. })));
         }
     }
 }

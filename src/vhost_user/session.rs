@@ -161,11 +161,7 @@ impl Session {
         feature: vhost::vhost_user::message::VhostUserProtocolFeatures,
     ) -> Result<(), Refusal> {
         let has = self.protocol_features & feature.bits() != 0;
-        if has {
-            Ok(())
-        } else {
-            Err(Refusal::NotNegotiated)
-        }
+        if has { Ok(()) } else { Err(Refusal::NotNegotiated) }
     }
 
     /// GET_FEATURES.
@@ -242,11 +238,7 @@ impl Session {
         let map = Some(Arc::new(map));
         // Unmapped at the end of this function, when no ring has it any more.
         let _old = std::mem::replace(&mut self.memory, map.clone());
-        self.change(|rings| {
-            rings
-                .iter_mut()
-                .for_each(|ring| ring.set_memory(map.clone()))
-        });
+        self.change(|rings| rings.iter_mut().for_each(|ring| ring.set_memory(map.clone())));
     }
 
     /// SET_LOG_BASE: `size` bytes of bitmap at `offset` of `file`. When it returns, no worker
@@ -277,13 +269,8 @@ impl Session {
     pub fn stop(&mut self, index: u32) -> Result<u32, Refusal> {
         let index = self.index(index)?;
         self.watch(index, None);
-        let base = self
-            .change(|rings| rings.get_mut(index).map(|ring| ring.stop()))
-            .value;
-        base.ok_or(Refusal::NoSuchRing {
-            index,
-            rings: self.kicks.len(),
-        })
+        let base = self.change(|rings| rings.get_mut(index).map(|ring| ring.stop())).value;
+        base.ok_or(Refusal::NoSuchRing { index, rings: self.kicks.len() })
     }
 
     /// SET_VRING_KICK. Without a descriptor the frontend expects that the ring is polled.
@@ -323,10 +310,7 @@ impl Session {
             0 => false,
             1 => true,
             other => {
-                return Err(Refusal::Value {
-                    what: "ring state",
-                    value: other.into(),
-                });
+                return Err(Refusal::Value { what: "ring state", value: other.into() });
             }
         };
         if let Some(enabled) = self.enabled.get_mut(ring) {
@@ -369,10 +353,7 @@ impl Session {
     /// SET_STATUS. A driver that resets its device (0) must not find it at work afterwards.
     pub fn set_status(&mut self, status: u64) -> Result<(), Refusal> {
         let what = "device status";
-        self.status = u8::try_from(status).map_err(|_| Refusal::Value {
-            what,
-            value: status,
-        })?;
+        self.status = u8::try_from(status).map_err(|_| Refusal::Value { what, value: status })?;
         if status == 0 {
             self.unwatch();
             self.change(|rings| {
@@ -387,10 +368,7 @@ impl Session {
     /// NET_SET_MTU: what the frontend announced to its guest, bytes.
     pub fn set_mtu(&mut self, mtu: u64) -> Result<(), Refusal> {
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
-            return Err(Refusal::Value {
-                what: "MTU",
-                value: mtu,
-            });
+            return Err(Refusal::Value { what: "MTU", value: mtu });
         }
         match self.mtu {
             Some(limit) if mtu > u64::from(limit) => Err(Refusal::Mtu { wanted: mtu, limit }),
@@ -406,11 +384,7 @@ impl Session {
     fn index(&self, index: u32) -> Result<usize, Refusal> {
         let rings = self.kicks.len();
         let index = usize::try_from(index).unwrap_or(usize::MAX);
-        if index < rings {
-            Ok(index)
-        } else {
-            Err(Refusal::NoSuchRing { index, rings })
-        }
+        if index < rings { Ok(index) } else { Err(Refusal::NoSuchRing { index, rings }) }
     }
 
     fn to_signal(&self, index: u32, file: Option<File>) -> Result<Option<EventFd>, Refusal> {
@@ -465,8 +439,7 @@ impl Session {
         }
         drop(rings);
         for (index, error) in &failed {
-            self.journal
-                .warn(format_args!("ring {index} can't run: {error}"));
+            self.journal.warn(format_args!("ring {index} can't run: {error}"));
         }
         let before = std::mem::replace(&mut self.running, running);
         self.log_running(before);
@@ -486,8 +459,7 @@ impl Session {
                 feature::used(self.features)
             )),
             (before, 0) if before != 0 => {
-                self.journal
-                    .info(format_args!("the guest's rings are stopped"));
+                self.journal.info(format_args!("the guest's rings are stopped"));
             }
             _ => {}
         }
@@ -501,11 +473,7 @@ impl Session {
                     u32::try_from(pair).map_or(0, |at| 1u64.checked_shl(at).unwrap_or(0));
             }
         }
-        let link = LinkState {
-            connected: true,
-            features: self.features,
-            receive_pairs,
-        };
+        let link = LinkState { connected: true, features: self.features, receive_pairs };
         if link != self.link {
             self.link = link;
             self.events.link(&link);
@@ -516,10 +484,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.unwatch();
-        self.queues
-            .lock_all()
-            .iter_mut()
-            .for_each(|ring| ring.reset());
+        self.queues.lock_all().iter_mut().for_each(|ring| ring.reset());
         self.events.link(&LinkState::default());
     }
 }

@@ -68,10 +68,7 @@ impl Recorder {
                 told.drain(..=at);
                 return;
             }
-            assert!(
-                !self.news.wait_for(&mut told, LONG).timed_out(),
-                "{what:?} not in {told:?}"
-            );
+            assert!(!self.news.wait_for(&mut told, LONG).timed_out(), "{what:?} not in {told:?}");
         }
     }
 
@@ -111,10 +108,7 @@ pub struct Port {
 impl Port {
     pub fn new(role: SocketRole) -> Self {
         // What the endpoint says is shown with a test that fails.
-        let _ = env_logger::builder()
-            .is_test(true)
-            .parse_filters("info")
-            .try_init();
+        let _ = env_logger::builder().is_test(true).parse_filters("info").try_init();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("port.sock");
         let settings = VhostUserSettings {
@@ -129,13 +123,7 @@ impl Port {
         let told = Arc::new(Recorder::default());
         let endpoint =
             Endpoint::spawn("test", &settings, Arc::clone(&queues), told.clone()).unwrap();
-        Self {
-            endpoint: Some(endpoint),
-            queues,
-            told,
-            path,
-            _directory: directory,
-        }
+        Self { endpoint: Some(endpoint), queues, told, path, _directory: directory }
     }
 
     pub fn server() -> Self {
@@ -148,11 +136,7 @@ impl Port {
 
     /// Which rings run.
     pub fn running(&self) -> Vec<bool> {
-        self.queues
-            .lock_all()
-            .iter()
-            .map(|ring| ring.is_running())
-            .collect()
+        self.queues.lock_all().iter().map(|ring| ring.is_running()).collect()
     }
 
     /// Checks that the port serves a frontend from the beginning.
@@ -192,13 +176,7 @@ impl Frontend {
         let memory = tempfile::tempfile().unwrap();
         memory.set_len(SIZE).unwrap();
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        Self {
-            stream,
-            memory,
-            kick: event(),
-            call: event(),
-            err: event(),
-        }
+        Self { stream, memory, kick: event(), call: event(), err: event() }
     }
 
     /// Sends a message; the flags are the version and `flags`.
@@ -328,12 +306,7 @@ pub fn pair(index: u32, num: u32) -> Vec<u8> {
 pub fn address(ring: u32, flags: u32) -> Vec<u8> {
     let at = u64::from(ring) * STRIDE;
     let mut bytes = pair(ring, flags);
-    for address in [
-        USER + at,
-        USER + at + 0x2000,
-        USER + at + 0x1000,
-        GUEST + at + 0x2000,
-    ] {
+    for address in [USER + at, USER + at + 0x2000, USER + at + 0x1000, GUEST + at + 0x2000] {
         bytes.extend(address.to_ne_bytes());
     }
     bytes
@@ -343,18 +316,13 @@ type RegionFields = (u64, u64, u64, u64);
 
 fn region(fields: RegionFields) -> Vec<u8> {
     let (guest, size, user, offset) = fields;
-    [guest, size, user, offset]
-        .iter()
-        .flat_map(|field| field.to_ne_bytes())
-        .collect()
+    [guest, size, user, offset].iter().flat_map(|field| field.to_ne_bytes()).collect()
 }
 
 /// Payload of SET_MEM_TABLE.
 pub fn table(regions: &[RegionFields]) -> Vec<u8> {
     let mut bytes = pair(regions.len() as u32, 0);
-    regions
-        .iter()
-        .for_each(|fields| bytes.extend(region(*fields)));
+    regions.iter().for_each(|fields| bytes.extend(region(*fields)));
     bytes
 }
 
@@ -367,9 +335,7 @@ pub fn single(fields: RegionFields) -> Vec<u8> {
 pub fn duplicates(event: &EventFd) -> usize {
     let id = |fd: &str| {
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-        info.lines()
-            .find(|line| line.starts_with("eventfd-id"))
-            .map(str::to_owned)
+        info.lines().find(|line| line.starts_with("eventfd-id")).map(str::to_owned)
     };
     let wanted = id(&event.as_raw_fd().to_string()).unwrap();
     std::fs::read_dir("/proc/self/fd")

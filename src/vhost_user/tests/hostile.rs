@@ -33,22 +33,14 @@ fn a_refusal_that_is_acknowledged_ends_nothing() {
         (20, &0u64.to_ne_bytes(), &[]),
     ];
     for (request, payload, fds) in cases {
-        assert_eq!(
-            frontend.ack(*request, payload, fds),
-            1,
-            "request {request} {payload:?}"
-        );
+        assert_eq!(frontend.ack(*request, payload, fds), 1, "request {request} {payload:?}");
     }
     frontend.share_memory();
     frontend.start(0);
     frontend.enable(0, 1);
     frontend.sync();
     assert_eq!(port.running(), [true, false, false, false]);
-    assert_eq!(
-        frontend.ack(9, &nowhere, &[]),
-        1,
-        "a running ring can't move out of memory"
-    );
+    assert_eq!(frontend.ack(9, &nowhere, &[]), 1, "a running ring can't move out of memory");
     assert_eq!(port.running(), [false; 4]);
     assert_eq!(frontend.ack(9, &address(0, 0), &[]), 0);
     assert_eq!(port.running(), [true, false, false, false]);
@@ -80,12 +72,7 @@ fn a_refusal_that_is_not_acknowledged_ends_the_connection() {
 #[test]
 fn intercepted_messages_need_their_feature() {
     let port = Port::server();
-    for (request, payload) in [
-        (19, [1; 8].as_slice()),
-        (20, &[1; 8]),
-        (39, &[1; 8]),
-        (40, &[]),
-    ] {
+    for (request, payload) in [(19, [1; 8].as_slice()), (20, &[1; 8]), (39, &[1; 8]), (40, &[])] {
         let mut frontend = port.connect();
         frontend.send(request, payload);
         frontend.assert_closed();
@@ -109,12 +96,7 @@ fn headers_that_do_not_hold_together_end_the_connection() {
         message(18, 1, &[0; 12]),
         message(5, 1, &[0; 8]),
         message(5, 1, &[0; 40]),
-        [
-            1u32.to_ne_bytes(),
-            1u32.to_ne_bytes(),
-            u32::MAX.to_ne_bytes(),
-        ]
-        .concat(),
+        [1u32.to_ne_bytes(), 1u32.to_ne_bytes(), u32::MAX.to_ne_bytes()].concat(),
         vec![0xff; 64],
         vec![0; 64],
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
@@ -155,11 +137,7 @@ fn surplus_descriptors_end_the_connection_and_are_closed() {
         frontend.send_with(*request, 1, payload, &vec![kick.as_raw_fd(); *count]);
         frontend.assert_closed();
         port.told.await_end();
-        assert_eq!(
-            duplicates(&kick),
-            1,
-            "request {request} with {count} descriptors"
-        );
+        assert_eq!(duplicates(&kick), 1, "request {request} with {count} descriptors");
     }
     port.assert_serves();
 }
@@ -209,10 +187,7 @@ fn descriptors_in_the_middle_of_a_message_end_the_connection() {
         frontend.raw(&bytes[..first.min(bytes.len() - 1)]);
         frontend
             .stream
-            .send_with_fds(
-                &[&bytes[first.min(bytes.len() - 1)..]],
-                &[event.as_raw_fd()],
-            )
+            .send_with_fds(&[&bytes[first.min(bytes.len() - 1)..]], &[event.as_raw_fd()])
             .unwrap();
         frontend.assert_closed();
         port.told.await_end();

@@ -133,18 +133,10 @@ fn a_socket_in_use_is_refused_when_spawning() {
             queue_pairs: 1,
             mtu: None,
         };
-        Endpoint::spawn(
-            "other",
-            &settings,
-            Arc::new(Queues::new(1)),
-            Arc::new(Recorder::default()),
-        )
+        Endpoint::spawn("other", &settings, Arc::new(Queues::new(1)), Arc::new(Recorder::default()))
     };
     let error = spawn().err().expect("the socket is in use");
-    assert!(
-        matches!(&error, EndpointError::Socket(SocketError::InUse(_))),
-        "{error}"
-    );
+    assert!(matches!(&error, EndpointError::Socket(SocketError::InUse(_))), "{error}");
     port.assert_serves();
 }
 

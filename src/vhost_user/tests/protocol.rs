@@ -7,11 +7,7 @@ use crate::ring::LinkState;
 use super::frontend::*;
 
 fn link(features: u64, receive_pairs: u64) -> Told {
-    Told::Link(LinkState {
-        connected: true,
-        features,
-        receive_pairs,
-    })
+    Told::Link(LinkState { connected: true, features, receive_pairs })
 }
 
 #[test]
@@ -42,11 +38,7 @@ fn qemu_from_the_early_enable_to_migration() {
     for first in [0, 2] {
         qemu.set(2, features);
         let region = single((GUEST, SIZE, USER, 0));
-        assert_eq!(
-            qemu.ack(37, &region, &[fd]),
-            0,
-            "the same region for each pair"
-        );
+        assert_eq!(qemu.ack(37, &region, &[fd]), 0, "the same region for each pair");
         qemu.start(first);
         qemu.start(first + 1);
     }
@@ -177,11 +169,7 @@ fn a_ring_without_a_kick_descriptor_runs() {
     frontend.set(12, 0x100);
     frontend.sync();
     assert_eq!(port.running(), [true, false, false, false]);
-    assert!(
-        port.told
-            .take()
-            .ends_with(&[Told::Kick(0, false), Told::Changed(0)])
-    );
+    assert!(port.told.take().ends_with(&[Told::Kick(0, false), Told::Changed(0)]));
 }
 
 #[test]
@@ -192,19 +180,8 @@ fn mtu_status_and_rarp_are_served() {
     frontend.share_memory();
     frontend.start(0);
     frontend.enable(0, 1);
-    for (mtu, expected) in [
-        (67u64, 1),
-        (68, 0),
-        (1500, 0),
-        (9000, 0),
-        (9001, 1),
-        (1 << 40, 1),
-    ] {
-        assert_eq!(
-            frontend.ack(20, &mtu.to_ne_bytes(), &[]),
-            expected,
-            "MTU {mtu}"
-        );
+    for (mtu, expected) in [(67u64, 1), (68, 0), (1500, 0), (9000, 0), (9001, 1), (1 << 40, 1)] {
+        assert_eq!(frontend.ack(20, &mtu.to_ne_bytes(), &[]), expected, "MTU {mtu}");
     }
     assert_eq!(frontend.get(40), 0);
     frontend.set(39, 0xf);
@@ -215,13 +192,8 @@ fn mtu_status_and_rarp_are_served() {
     frontend.set(39, 0);
     frontend.send(19, &[0x52, 0x54, 0, 1, 2, 3, 0, 0]);
     assert_eq!(frontend.get(40), 0);
-    port.told
-        .await_told(&Told::Announce([0x52, 0x54, 0, 1, 2, 3]));
-    assert_eq!(
-        port.running(),
-        [false; 4],
-        "a reset driver's rings are left alone"
-    );
+    port.told.await_told(&Told::Announce([0x52, 0x54, 0, 1, 2, 3]));
+    assert_eq!(port.running(), [false; 4], "a reset driver's rings are left alone");
 }
 
 #[test]
@@ -252,10 +224,7 @@ fn regions_come_and_go_and_may_be_repeated() {
     frontend.negotiate(VERSION_1 | PROTOCOL);
     let fd = frontend.memory.as_raw_fd();
     let half = SIZE / 2;
-    let (low, high) = (
-        (GUEST, half, USER, 0),
-        (GUEST + half, half, USER + half, half),
-    );
+    let (low, high) = ((GUEST, half, USER, 0), (GUEST + half, half, USER + half, half));
     for _ in 0..2 {
         assert_eq!(frontend.ack(37, &single(low), &[fd]), 0);
         assert_eq!(frontend.ack(37, &single(high), &[fd]), 0);
@@ -265,24 +234,12 @@ fn regions_come_and_go_and_may_be_repeated() {
     for fds in [&[][..], &[fd][..]] {
         assert_eq!(frontend.ack(38, &single(high), fds), 0);
     }
-    assert_eq!(
-        port.running(),
-        [true, false, false, false],
-        "its memory is still there"
-    );
+    assert_eq!(port.running(), [true, false, false, false], "its memory is still there");
     let beyond = (GUEST + half, half, USER + half, half + 4096);
-    assert_eq!(
-        frontend.ack(37, &single(beyond), &[fd]),
-        1,
-        "the file is too short"
-    );
+    assert_eq!(frontend.ack(37, &single(beyond), &[fd]), 1, "the file is too short");
     let overlap = (GUEST + 4096, 4096, USER + SIZE, 0);
     assert_eq!(frontend.ack(37, &single(overlap), &[fd]), 1);
-    assert_eq!(
-        port.running(),
-        [true, false, false, false],
-        "refused messages change nothing"
-    );
+    assert_eq!(port.running(), [true, false, false, false], "refused messages change nothing");
     assert_eq!(frontend.ack(38, &single(low), &[]), 0);
     assert_eq!(port.running(), [false; 4], "no memory, no ring");
     assert_eq!(frontend.ack(37, &single(low), &[fd]), 0);

@@ -75,44 +75,29 @@ fn orders(steps: &mut Vec<Step>, fixed: usize, visit: &mut impl FnMut(&[Step])) 
 
 fn session(queues: &Arc<Queues>) -> Session {
     let journal = Arc::new(Journal::new("test"));
-    Session::new(
-        Arc::clone(queues),
-        Arc::new(Recorder::default()),
-        journal,
-        None,
-    )
+    Session::new(Arc::clone(queues), Arc::new(Recorder::default()), journal, None)
 }
 
 #[test]
 fn a_ring_runs_once_it_has_all_in_any_order() {
     let queues = Arc::new(Queues::new(1));
     let mut count = 0;
-    orders(
-        &mut vec![Features, Memory, Num, Address, Kick, Enable],
-        0,
-        &mut |order| {
-            count += 1;
-            let mut session = session(&queues);
-            let running = || {
-                queues
-                    .lock_all()
-                    .iter()
-                    .map(|r| r.is_running())
-                    .collect::<Vec<_>>()
-            };
-            for step in order {
-                // Features are 0 until they are set: a ring may run with none.
-                let rest = order.iter().skip_while(|s| !std::ptr::eq(*s, step));
-                if rest.clone().any(|s| !matches!(s, Features)) {
-                    assert_eq!(running(), [false, false], "{order:?} before {step:?}");
-                }
-                step.take(&mut session);
+    orders(&mut vec![Features, Memory, Num, Address, Kick, Enable], 0, &mut |order| {
+        count += 1;
+        let mut session = session(&queues);
+        let running = || queues.lock_all().iter().map(|r| r.is_running()).collect::<Vec<_>>();
+        for step in order {
+            // Features are 0 until they are set: a ring may run with none.
+            let rest = order.iter().skip_while(|s| !std::ptr::eq(*s, step));
+            if rest.clone().any(|s| !matches!(s, Features)) {
+                assert_eq!(running(), [false, false], "{order:?} before {step:?}");
             }
-            assert_eq!(running(), [true, false], "{order:?}");
-            drop(session);
-            assert_eq!(running(), [false, false]);
-        },
-    );
+            step.take(&mut session);
+        }
+        assert_eq!(running(), [true, false], "{order:?}");
+        drop(session);
+        assert_eq!(running(), [false, false]);
+    });
     assert_eq!(count, 720);
 }
 

@@ -44,13 +44,8 @@ pub struct Header {
 impl Header {
     /// As it stands in memory.
     pub fn to_bytes(self) -> [u8; HEADER_LEN] {
-        let words = [
-            self.hdr_len,
-            self.gso_size,
-            self.csum_start,
-            self.csum_offset,
-            self.num_buffers,
-        ];
+        let words =
+            [self.hdr_len, self.gso_size, self.csum_start, self.csum_offset, self.num_buffers];
         let mut bytes = [0; HEADER_LEN];
         (bytes[0], bytes[1]) = (self.flags, self.gso_type);
         for (at, word) in words.iter().enumerate() {
@@ -82,10 +77,7 @@ pub fn mac(number: u8) -> [u8; 6] {
 impl Frame {
     /// A frame as it is, without offloads.
     pub fn plain(bytes: Vec<u8>) -> Frame {
-        Frame {
-            header: [0; HEADER_LEN],
-            bytes,
-        }
+        Frame { header: [0; HEADER_LEN], bytes }
     }
 
     /// A frame of `len` bytes (at least 14) of an experimental EtherType, whose payload is a
@@ -144,12 +136,7 @@ impl Frame {
         };
         let hdr_len = l4.payload as u16;
         let frame = self.open_checksum();
-        let header = Header {
-            gso_type,
-            gso_size,
-            hdr_len,
-            ..frame.header()
-        };
+        let header = Header { gso_type, gso_size, hdr_len, ..frame.header() };
         frame.with_header(header)
     }
 }
@@ -182,10 +169,7 @@ impl Flow {
     /// The same over IPv6: fd00::x.
     pub fn v6(from: u8, to: u8) -> Flow {
         let ip = |number: u8| IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()));
-        Flow {
-            ips: (ip(from), ip(to)),
-            ..Flow::v4(from, to)
-        }
+        Flow { ips: (ip(from), ip(to)), ..Flow::v4(from, to) }
     }
 
     /// A UDP datagram with a correct checksum.
@@ -239,10 +223,7 @@ impl Flow {
             None => ethernet.ip(ip),
             Some(id) => {
                 let vlan_id = VlanId::try_new(id).expect("a VLAN id below 4096");
-                let tag = etherparse::SingleVlanHeader {
-                    vlan_id,
-                    ..Default::default()
-                };
+                let tag = etherparse::SingleVlanHeader { vlan_id, ..Default::default() };
                 ethernet.vlan(VlanHeader::Single(tag)).ip(ip)
             }
         }
@@ -259,19 +240,13 @@ pub fn checksum_error(bytes: &[u8]) -> Option<String> {
     if let Some(etherparse::NetSlice::Ipv4(ip)) = &packet.net {
         let header = ip.header().to_header();
         if header.calc_header_checksum() != header.header_checksum {
-            return Some(format!(
-                "IPv4 header checksum {:#06x}",
-                header.header_checksum
-            ));
+            return Some(format!("IPv4 header checksum {:#06x}", header.header_checksum));
         }
     }
     let Some(l4) = L4::of(bytes) else {
         return Some("neither TCP nor UDP over IP".into());
     };
-    let sum = l4
-        .pseudo_sum
-        .add_slice(&bytes[l4.start..l4.end])
-        .ones_complement();
+    let sum = l4.pseudo_sum.add_slice(&bytes[l4.start..l4.end]).ones_complement();
     (sum != 0).then(|| format!("checksum is off by {sum:#06x}"))
 }
 
@@ -309,33 +284,20 @@ impl L4 {
         let mut sum = Sum16BitWords::new();
         let v6 = match packet.net.as_ref()? {
             etherparse::NetSlice::Ipv4(ip) => {
-                sum = sum
-                    .add_4bytes(ip.header().source())
-                    .add_4bytes(ip.header().destination());
+                sum = sum.add_4bytes(ip.header().source()).add_4bytes(ip.header().destination());
                 false
             }
             etherparse::NetSlice::Ipv6(ip) => {
-                sum = sum
-                    .add_16bytes(ip.header().source())
-                    .add_16bytes(ip.header().destination());
+                sum = sum.add_16bytes(ip.header().source()).add_16bytes(ip.header().destination());
                 true
             }
             _ => return None,
         };
         let length = u32::try_from(ip.len()).ok()?;
-        let pseudo_sum = sum
-            .add_4bytes(length.to_be_bytes())
-            .add_2bytes([0, if tcp { 6 } else { 17 }]);
+        let pseudo_sum =
+            sum.add_4bytes(length.to_be_bytes()).add_2bytes([0, if tcp { 6 } else { 17 }]);
         let (payload, end) = (start + header, start + ip.len());
-        Some(L4 {
-            tcp,
-            v6,
-            start,
-            field,
-            payload,
-            end,
-            pseudo_sum,
-        })
+        Some(L4 { tcp, v6, start, field, payload, end, pseudo_sum })
     }
 }
 
@@ -345,14 +307,7 @@ mod tests {
 
     #[test]
     fn built_frames_are_right_and_broken_ones_are_noticed() {
-        for flow in [
-            Flow::v4(1, 2),
-            Flow::v6(1, 2),
-            Flow {
-                vlan: Some(7),
-                ..Flow::v4(1, 2)
-            },
-        ] {
+        for flow in [Flow::v4(1, 2), Flow::v6(1, 2), Flow { vlan: Some(7), ..Flow::v4(1, 2) }] {
             for frame in [flow.udp(b"odd"), flow.tcp(5, &[3; 1000])] {
                 assert_eq!(checksum_error(&frame.bytes), None);
                 let mut broken = frame.clone();
@@ -369,9 +324,8 @@ mod tests {
             let open = frame.clone().open_checksum();
             let (start, field) = (open.header().csum_start, open.header().csum_offset);
             let mut bytes = open.bytes.clone();
-            let sum = Sum16BitWords::new()
-                .add_slice(&bytes[usize::from(start)..])
-                .ones_complement();
+            let sum =
+                Sum16BitWords::new().add_slice(&bytes[usize::from(start)..]).ones_complement();
             let at = usize::from(start + field);
             bytes[at..at + 2].copy_from_slice(&sum.to_ne_bytes());
             assert_eq!(bytes, frame.bytes);

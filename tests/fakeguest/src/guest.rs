@@ -86,12 +86,8 @@ impl Guest {
         for pair in &mut self.queues {
             pair.rx.set_format(mergeable, header_len);
             pair.tx.set_format(header_len);
-            pair.rx
-                .ring
-                .set_event_idx(features & features::EVENT_IDX != 0);
-            pair.tx
-                .ring
-                .set_event_idx(features & features::EVENT_IDX != 0);
+            pair.rx.ring.set_event_idx(features & features::EVENT_IDX != 0);
+            pair.tx.ring.set_event_idx(features & features::EVENT_IDX != 0);
         }
     }
 
@@ -136,21 +132,14 @@ impl Guest {
     /// Ring `index` as the device counts them.
     pub fn ring(&self, index: usize) -> &SplitRing {
         let pair = &self.queues[index / 2];
-        if index.is_multiple_of(2) {
-            &pair.rx.ring
-        } else {
-            &pair.tx.ring
-        }
+        if index.is_multiple_of(2) { &pair.rx.ring } else { &pair.tx.ring }
     }
 
     /// Sends a frame, waiting for room. Panics when the device makes none for 10 s.
     pub fn send(&mut self, queue: usize, frame: &Frame, layout: &Layout) {
         let deadline = Instant::now() + SEND_TIMEOUT;
         while !self.try_send(queue, frame, layout) {
-            assert!(
-                Instant::now() < deadline,
-                "no room in TX ring {queue} for {SEND_TIMEOUT:?}"
-            );
+            assert!(Instant::now() < deadline, "no room in TX ring {queue} for {SEND_TIMEOUT:?}");
             self.queues[queue].tx.ring.wait(Duration::from_millis(100));
         }
     }
@@ -168,10 +157,7 @@ impl Guest {
     pub fn send_all(&mut self, queue: usize, frames: &[Frame], layout: &Layout) -> usize {
         let tx = &mut self.queues[queue].tx;
         tx.reclaim();
-        let posted = frames
-            .iter()
-            .take_while(|frame| tx.post(frame, layout))
-            .count();
+        let posted = frames.iter().take_while(|frame| tx.post(frame, layout)).count();
         tx.ring.publish();
         posted
     }
@@ -227,9 +213,7 @@ impl Guest {
 
     /// Stops all rings in order (GET_VRING_BASE); returns their bases.
     pub fn stop(&mut self) -> io::Result<Vec<u32>> {
-        (0..2 * self.queues.len())
-            .map(|ring| self.connection.get_vring_base(ring as u32))
-            .collect()
+        (0..2 * self.queues.len()).map(|ring| self.connection.get_vring_base(ring as u32)).collect()
     }
 
     /// Starts stopped rings again where the device left them, memory as it was: QEMU's `cont`.

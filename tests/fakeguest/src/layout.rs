@@ -36,18 +36,12 @@ impl Layout {
 
     /// Pieces of the given lengths, and the rest.
     pub fn split(splits: &[usize]) -> Layout {
-        Layout {
-            splits: splits.to_vec(),
-            indirect: false,
-        }
+        Layout { splits: splits.to_vec(), indirect: false }
     }
 
     /// The same pieces in an indirect table.
     pub fn in_indirect_table(self) -> Layout {
-        Layout {
-            indirect: true,
-            ..self
-        }
+        Layout { indirect: true, ..self }
     }
 
     /// Cuts `total` bytes into pieces laid out from `addr` on, [`GAP`] bytes between them.
@@ -59,10 +53,7 @@ impl Layout {
                 break;
             }
             let len = split.min(left);
-            pieces.push(Piece {
-                addr,
-                len: u32::try_from(len).expect("a buffer below 4 GiB"),
-            });
+            pieces.push(Piece { addr, len: u32::try_from(len).expect("a buffer below 4 GiB") });
             addr += len as u64 + GAP;
             left -= len;
         }
@@ -85,9 +76,6 @@ mod tests {
         let expected = [(1000, 12), (1044, 0), (1076, 30), (1138, 58)];
         assert_eq!(pieces, expected.map(|(addr, len)| Piece { addr, len }));
         let short = Layout::split(&[12, 30, 60]).pieces(0, 20);
-        assert_eq!(
-            short.iter().map(|piece| piece.len).collect::<Vec<_>>(),
-            [12, 8]
-        );
+        assert_eq!(short.iter().map(|piece| piece.len).collect::<Vec<_>>(), [12, 8]);
     }
 }

@@ -83,23 +83,12 @@ impl Memory {
             .iter()
             .map(|&(guest_addr, size)| {
                 let user_addr = base.as_ptr() as u64 + file_offset;
-                let region = Region {
-                    guest_addr,
-                    size,
-                    user_addr,
-                    file_offset,
-                };
+                let region = Region { guest_addr, size, user_addr, file_offset };
                 file_offset += size;
                 region
             })
             .collect();
-        Ok(Arc::new(Memory {
-            file,
-            base,
-            mapped,
-            regions,
-            cursor: Mutex::new((0, 0)),
-        }))
+        Ok(Arc::new(Memory { file, base, mapped, regions, cursor: Mutex::new((0, 0)) }))
     }
 
     /// The memfd behind it: hostile tests truncate it.
@@ -120,27 +109,13 @@ impl Memory {
     /// Takes `size` bytes of fresh memory within one region; `align` is a power of two.
     /// Panics when the memory is used up: the test asked for too little.
     pub fn alloc(&self, size: u64, align: u64) -> u64 {
-        let mut cursor = self
-            .cursor
-            .lock()
-            .expect("no allocation panics while it holds the lock");
+        let mut cursor = self.cursor.lock().expect("no allocation panics while it holds the lock");
         loop {
             let (index, offset) = *cursor;
-            let region = self
-                .regions
-                .get(index)
-                .unwrap_or_else(|| panic!("no {size} bytes left"));
+            let region = self.regions.get(index).unwrap_or_else(|| panic!("no {size} bytes left"));
             // Page 0 stays unused, so that address 0 is never a buffer.
-            let floor = if self.starts_at_boundary(index) {
-                BOUNDARY_RESERVE
-            } else {
-                4096
-            };
-            let ceiling = if self.starts_at_boundary(index + 1) {
-                BOUNDARY_RESERVE
-            } else {
-                0
-            };
+            let floor = if self.starts_at_boundary(index) { BOUNDARY_RESERVE } else { 4096 };
+            let ceiling = if self.starts_at_boundary(index + 1) { BOUNDARY_RESERVE } else { 0 };
             let addr = (region.guest_addr + offset.max(floor)).next_multiple_of(align);
             let end = addr + size - region.guest_addr;
             if end + ceiling <= region.size {
@@ -155,19 +130,15 @@ impl Memory {
     /// adjacent one. At most 128 KiB on each side are set aside for this. `None` without two
     /// adjacent regions.
     pub fn across_boundary(&self, before: u64) -> Option<u64> {
-        assert!(
-            before <= BOUNDARY_RESERVE,
-            "only {BOUNDARY_RESERVE} bytes are set aside"
-        );
+        assert!(before <= BOUNDARY_RESERVE, "only {BOUNDARY_RESERVE} bytes are set aside");
         let second = (1..self.regions.len()).find(|&index| self.starts_at_boundary(index))?;
         Some(self.regions[second].guest_addr - before)
     }
 
     fn starts_at_boundary(&self, index: usize) -> bool {
-        let (Some(before), Some(region)) = (
-            self.regions.get(index.wrapping_sub(1)),
-            self.regions.get(index),
-        ) else {
+        let (Some(before), Some(region)) =
+            (self.regions.get(index.wrapping_sub(1)), self.regions.get(index))
+        else {
             return false;
         };
         before.guest_addr + before.size == region.guest_addr
@@ -198,18 +169,9 @@ impl Memory {
 
     /// A typed window of `count` cells at an address that the cell's size divides.
     pub fn cells<T: Cell>(self: &Arc<Self>, guest_addr: u64, count: usize) -> Cells<T> {
-        let first = self
-            .pointer(guest_addr, (count * size_of::<T>()) as u64)
-            .cast::<T>();
-        assert!(
-            first.is_aligned(),
-            "cells at {guest_addr:#x} are not aligned"
-        );
-        Cells {
-            first,
-            count,
-            _memory: Arc::clone(self),
-        }
+        let first = self.pointer(guest_addr, (count * size_of::<T>()) as u64).cast::<T>();
+        assert!(first.is_aligned(), "cells at {guest_addr:#x} are not aligned");
+        Cells { first, count, _memory: Arc::clone(self) }
     }
 
     /// The mapping's address of `guest_addr..guest_addr + len`. Panics if a byte of it is outside
@@ -288,10 +250,7 @@ impl DirtyBits {
     pub fn new(limit: u64) -> io::Result<DirtyBits> {
         let bytes = limit.div_ceil(4096 * 8).next_multiple_of(4096);
         let memory = Memory::new(&[(0, bytes)])?;
-        Ok(DirtyBits {
-            bits: memory.cells(0, bytes as usize / 8),
-            memory,
-        })
+        Ok(DirtyBits { bits: memory.cells(0, bytes as usize / 8), memory })
     }
 
     /// The file to pass with SET_LOG_BASE.
@@ -338,9 +297,7 @@ mod tests {
     fn a_range_may_cross_adjacent_regions_only() {
         let memory = Memory::new(&[(0x10000, 0x80000), (0x90000, 0x80000), (1 << 32, 0x1000)])
             .expect("memory");
-        let addr = memory
-            .across_boundary(100)
-            .expect("the first two are adjacent");
+        let addr = memory.across_boundary(100).expect("the first two are adjacent");
         assert_eq!(addr, 0x90000 - 100);
         memory.write(addr, &[7; 200]);
         let mut back = [0; 201];

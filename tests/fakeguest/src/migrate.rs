@@ -11,12 +11,7 @@ use crate::setup::vring_addr;
 impl Guest {
     /// Starts logging; the pages written from now on show up in what is returned.
     pub fn start_log(&mut self) -> io::Result<DirtyBits> {
-        let end = self
-            .memory
-            .regions()
-            .iter()
-            .map(|region| region.guest_addr + region.size)
-            .max();
+        let end = self.memory.regions().iter().map(|region| region.guest_addr + region.size).max();
         let log = DirtyBits::new(end.unwrap_or(0))?;
         self.connection.set_log_base(log.size(), log.file())?;
         self.set_logging(true)?;

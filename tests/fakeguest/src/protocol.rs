@@ -96,11 +96,7 @@ impl Connection {
     pub fn new(stream: UnixStream, acks: Acks) -> io::Result<Connection> {
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
-        Ok(Connection {
-            stream,
-            acks,
-            reply_ack: false,
-        })
+        Ok(Connection { stream, acks, reply_ack: false })
     }
 
     /// The socket, for tests that write bytes of their own.
@@ -121,15 +117,8 @@ impl Connection {
 
     /// Sends bytes that need not be a message at all.
     pub fn bytes(&self, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
-        let sent = self
-            .stream
-            .send_with_fds(&[bytes], fds)
-            .map_err(io::Error::from)?;
-        if sent == bytes.len() {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::WriteZero.into())
-        }
+        let sent = self.stream.send_with_fds(&[bytes], fds).map_err(io::Error::from)?;
+        if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     /// Receives a reply to `code` and returns its body.
@@ -165,24 +154,13 @@ impl Connection {
     /// or if all are wanted.
     fn tell(&self, code: u32, body: &[u8], fds: &[RawFd], important: bool) -> io::Result<()> {
         let wanted = self.reply_ack && (important || self.acks == Acks::All);
-        self.raw(
-            code,
-            if wanted {
-                VERSION | NEED_REPLY
-            } else {
-                VERSION
-            },
-            body,
-            fds,
-        )?;
+        self.raw(code, if wanted { VERSION | NEED_REPLY } else { VERSION }, body, fds)?;
         if !wanted {
             return Ok(());
         }
         match to_u64(&self.reply(code)?)? {
             0 => Ok(()),
-            error => Err(io::Error::other(format!(
-                "request {code} was refused: {error}"
-            ))),
+            error => Err(io::Error::other(format!("request {code} was refused: {error}"))),
         }
     }
 
@@ -246,9 +224,7 @@ impl Connection {
     pub fn set_mem_table(&self, regions: &[Region], file: &File) -> io::Result<()> {
         let count = u32::try_from(regions.len()).map_err(io::Error::other)?;
         let mut body = state(count, 0).to_vec();
-        regions
-            .iter()
-            .for_each(|region| body.extend_from_slice(&region_bytes(region)));
+        regions.iter().for_each(|region| body.extend_from_slice(&region_bytes(region)));
         let fds = vec![file.as_raw_fd(); regions.len()];
         self.tell(code::SET_MEM_TABLE, &body, &fds, true)
     }
@@ -260,12 +236,7 @@ impl Connection {
 
     /// ADD_MEM_REG.
     pub fn add_mem_reg(&self, region: &Region, file: &File) -> io::Result<()> {
-        self.tell(
-            code::ADD_MEM_REG,
-            &padded(region),
-            &[file.as_raw_fd()],
-            true,
-        )
+        self.tell(code::ADD_MEM_REG, &padded(region), &[file.as_raw_fd()], true)
     }
 
     /// REM_MEM_REG.
@@ -291,10 +262,7 @@ impl Connection {
             Some((got, base)) if got == index.to_le_bytes() && base.len() == 4 => {
                 Ok(u32::from_le_bytes([base[0], base[1], base[2], base[3]]))
             }
-            _ => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("vring base {body:?}"),
-            )),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("vring base {body:?}"))),
         }
     }
 
@@ -371,12 +339,7 @@ fn state(index: u32, value: u32) -> [u8; 8] {
 /// A region as the memory messages carry it.
 pub fn region_bytes(region: &Region) -> [u8; 32] {
     let mut bytes = [0; 32];
-    let words = [
-        region.guest_addr,
-        region.size,
-        region.user_addr,
-        region.file_offset,
-    ];
+    let words = [region.guest_addr, region.size, region.user_addr, region.file_offset];
     for (at, word) in words.iter().enumerate() {
         bytes[8 * at..8 * at + 8].copy_from_slice(&word.to_le_bytes());
     }
@@ -391,10 +354,7 @@ fn padded(region: &Region) -> [u8; 40] {
 
 fn to_u64(body: &[u8]) -> io::Result<u64> {
     let bytes = body.try_into().map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{} bytes for a u64", body.len()),
-        )
+        io::Error::new(io::ErrorKind::InvalidData, format!("{} bytes for a u64", body.len()))
     })?;
     Ok(u64::from_le_bytes(bytes))
 }
@@ -420,12 +380,8 @@ mod tests {
         use std::io::Write;
         let (ours, mut theirs) = UnixStream::pair().expect("a pair");
         let connection = Connection::new(ours, Acks::Some).expect("a connection");
-        theirs
-            .write_all(&[2u32, 5, 8, 0, 0].map(u32::to_le_bytes).concat())
-            .expect("written");
-        let error = connection
-            .get_features()
-            .expect_err("a reply to SET_FEATURES");
+        theirs.write_all(&[2u32, 5, 8, 0, 0].map(u32::to_le_bytes).concat()).expect("written");
+        let error = connection.get_features().expect_err("a reply to SET_FEATURES");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

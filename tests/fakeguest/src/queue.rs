@@ -103,17 +103,7 @@ impl RxQueue {
         }
         idle.reverse();
         let (mergeable, header_len) = (false, HEADER_LEN);
-        RxQueue {
-            ring,
-            slots,
-            size,
-            layout,
-            chains,
-            idle,
-            automatic,
-            mergeable,
-            header_len,
-        }
+        RxQueue { ring, slots, size, layout, chains, idle, automatic, mergeable, header_len }
     }
 
     pub(crate) fn set_format(&mut self, mergeable: bool, header_len: usize) {
@@ -168,19 +158,11 @@ impl RxQueue {
         let mut header = [0; HEADER_LEN];
         header[..self.header_len].copy_from_slice(&bytes[..self.header_len]);
         bytes.drain(..self.header_len);
-        Some(Received {
-            header,
-            bytes,
-            buffers_used,
-        })
+        Some(Received { header, bytes, buffers_used })
     }
 
     fn buffers_of(&self, bytes: &[u8]) -> usize {
-        assert!(
-            bytes.len() >= self.header_len,
-            "{} bytes in a receive buffer",
-            bytes.len()
-        );
+        assert!(bytes.len() >= self.header_len, "{} bytes in a receive buffer", bytes.len());
         if !self.mergeable {
             return 1; // virtio 1.2, section 5.1.6.4.1: the field says nothing then
         }
@@ -195,16 +177,10 @@ impl RxQueue {
         let mut at = 0;
         for piece in &self.chains[usize::from(head)] {
             let part = (bytes.len() - at).min(piece.len as usize);
-            self.ring
-                .memory()
-                .read(piece.addr, &mut bytes[at..at + part]);
+            self.ring.memory().read(piece.addr, &mut bytes[at..at + part]);
             at += part;
         }
-        assert_eq!(
-            at,
-            bytes.len(),
-            "the device says it wrote more than the buffer holds"
-        );
+        assert_eq!(at, bytes.len(), "the device says it wrote more than the buffer holds");
         self.idle.push(head);
         bytes
     }
@@ -224,10 +200,7 @@ impl RxQueue {
             burst.bytes += u64::from(used.len) - self.header_len as u64;
             self.ring.post(used.head);
             for _ in 1..u16::from_le_bytes(buffers) {
-                let next = self
-                    .ring
-                    .pop()
-                    .expect("all buffers of a frame are used at once");
+                let next = self.ring.pop().expect("all buffers of a frame are used at once");
                 burst.bytes += u64::from(next.len);
                 self.ring.post(next.head);
             }
@@ -320,10 +293,7 @@ impl TxQueue {
             return false;
         };
         let total = self.header_len + frame.bytes.len();
-        assert!(
-            layout.footprint(total) <= self.slot_size,
-            "a frame of {total} bytes: no slot"
-        );
+        assert!(layout.footprint(total) <= self.slot_size, "a frame of {total} bytes: no slot");
         let pieces = layout.pieces(self.slots.addr(slot), total);
         let Some(head) = self.ring.build(&pieces, &[], layout.indirect) else {
             return false;
@@ -370,9 +340,7 @@ impl TxQueue {
     pub fn load(&mut self, frames: &[Frame], layout: &Layout) -> io::Result<()> {
         self.reclaim();
         if self.ring.in_flight() != 0 || !self.loaded.is_empty() {
-            return Err(io::Error::other(
-                "frames are loaded once, into an idle queue",
-            ));
+            return Err(io::Error::other("frames are loaded once, into an idle queue"));
         }
         for frame in frames.iter().cycle() {
             if !self.post(frame, layout) {

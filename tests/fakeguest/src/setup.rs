@@ -91,10 +91,7 @@ impl Builder {
 
     /// Number of queue pairs; 1 by default.
     pub fn queue_pairs(self, queue_pairs: usize) -> Builder {
-        Builder {
-            queue_pairs,
-            ..self
-        }
+        Builder { queue_pairs, ..self }
     }
 
     /// Entries of each ring, a power of two; 256 by default.
@@ -109,35 +106,23 @@ impl Builder {
 
     /// Accepts these as well.
     pub fn with(self, features: u64) -> Builder {
-        Builder {
-            features: self.features | features,
-            ..self
-        }
+        Builder { features: self.features | features, ..self }
     }
 
     /// Accepts these not.
     pub fn without(self, features: u64) -> Builder {
-        Builder {
-            features: self.features & !features,
-            ..self
-        }
+        Builder { features: self.features & !features, ..self }
     }
 
     /// Which protocol features to accept if they are offered; all by default.
     pub fn protocol_features(self, protocol_features: u64) -> Builder {
-        Builder {
-            protocol_features,
-            ..self
-        }
+        Builder { protocol_features, ..self }
     }
 
     /// Size in bytes of a receive buffer, virtio-net header included. By default 4096 with
     /// mergeable buffers, 65550 without.
     pub fn rx_buffer(self, bytes: usize) -> Builder {
-        Builder {
-            rx_buffer: Some(bytes),
-            ..self
-        }
+        Builder { rx_buffer: Some(bytes), ..self }
     }
 
     /// How receive buffers are cut into descriptors.
@@ -147,35 +132,23 @@ impl Builder {
 
     /// Memory for one frame to send, gaps between its pieces included; 68 KiB by default.
     pub fn tx_slot(self, bytes: u64) -> Builder {
-        Builder {
-            tx_slot: bytes,
-            ..self
-        }
+        Builder { tx_slot: bytes, ..self }
     }
 
     /// Receive buffers are posted by the test, not by themselves.
     pub fn manual_posting(self) -> Builder {
-        Builder {
-            automatic: false,
-            ..self
-        }
+        Builder { automatic: false, ..self }
     }
 
     /// `(guest_addr, size)` of each memory region, which must hold rings and buffers. By default
     /// two of fitting size, with a hole up to 4 GiB between them, as a PC has.
     pub fn regions(self, regions: &[(u64, u64)]) -> Builder {
-        Builder {
-            regions: Some(regions.to_vec()),
-            ..self
-        }
+        Builder { regions: Some(regions.to_vec()), ..self }
     }
 
     /// Tells the backend this MTU.
     pub fn mtu(self, mtu: u64) -> Builder {
-        Builder {
-            mtu: Some(mtu),
-            ..self
-        }
+        Builder { mtu: Some(mtu), ..self }
     }
 
     /// Makes the guest, connects it to its backend and brings its device up.
@@ -184,12 +157,7 @@ impl Builder {
             Role::Connect => None,
             Role::Listen => Some(UnixListener::bind(&self.path)?),
         };
-        let memory = Memory::new(
-            &self
-                .regions
-                .clone()
-                .unwrap_or_else(|| self.default_regions()),
-        )?;
+        let memory = Memory::new(&self.regions.clone().unwrap_or_else(|| self.default_regions()))?;
         let mut queues = Vec::with_capacity(self.queue_pairs);
         for _ in 0..self.queue_pairs {
             let ring = || SplitRing::new(&memory, self.ring_size, false);
@@ -226,8 +194,7 @@ impl Builder {
 
     fn rx_buffer_size(&self) -> usize {
         let mergeable = self.features & features::MRG_RXBUF != 0;
-        self.rx_buffer
-            .unwrap_or(if mergeable { 4096 } else { 65550 })
+        self.rx_buffer.unwrap_or(if mergeable { 4096 } else { 65550 })
     }
 
     fn default_regions(&self) -> Vec<(u64, u64)> {
@@ -291,10 +258,8 @@ impl Guest {
         for pair in 0..self.queues.len() {
             self.negotiate(pair == 0)?;
             for ring in [2 * pair, 2 * pair + 1] {
-                let (call, err) = (
-                    self.ring(ring).call.as_raw_fd(),
-                    self.ring(ring).err.as_raw_fd(),
-                );
+                let (call, err) =
+                    (self.ring(ring).call.as_raw_fd(), self.ring(ring).err.as_raw_fd());
                 self.connection.set_vring_call(ring as u32, Some(call))?;
                 self.connection.set_vring_err(ring as u32, Some(err))?;
             }
@@ -320,14 +285,9 @@ impl Guest {
     fn bring_up_as_cloud_hypervisor(&mut self) -> io::Result<()> {
         self.negotiate(true)?;
         self.connection.set_features(self.features)?;
-        self.connection
-            .set_mem_table(self.memory.regions(), self.memory.file())?;
+        self.connection.set_mem_table(self.memory.regions(), self.memory.file())?;
         self.start_rings(0..2 * self.queues.len())?;
-        if self.has_protocol_features() {
-            self.enable_rings(self.queues.len())
-        } else {
-            Ok(())
-        }
+        if self.has_protocol_features() { self.enable_rings(self.queues.len()) } else { Ok(()) }
     }
 
     /// Everything up to the choice of features. `first`: what is sent once per device.
@@ -340,8 +300,7 @@ impl Guest {
         if self.has_protocol_features() {
             let offered = self.connection.get_protocol_features()?;
             self.protocol_features = self.settings.accepts(offered);
-            self.connection
-                .set_protocol_features(self.protocol_features)?;
+            self.connection.set_protocol_features(self.protocol_features)?;
             if first {
                 self.check_queue_num()?;
             }
@@ -353,10 +312,9 @@ impl Guest {
             self.connection.set_owner()?;
             self.connection.get_features()?;
         }
-        if let (Some(mtu), true) = (
-            self.settings.mtu,
-            self.protocol_features & protocol::NET_MTU != 0,
-        ) {
+        if let (Some(mtu), true) =
+            (self.settings.mtu, self.protocol_features & protocol::NET_MTU != 0)
+        {
             self.connection.net_set_mtu(mtu)?;
         }
         Ok(())
@@ -373,17 +331,13 @@ impl Guest {
         };
         match self.connection.get_queue_num()? {
             count if count >= need as u64 => Ok(()),
-            count => Err(io::Error::other(format!(
-                "{count} queues offered, {need} needed"
-            ))),
+            count => Err(io::Error::other(format!("{count} queues offered, {need} needed"))),
         }
     }
 
     fn send_memory(&self) -> io::Result<()> {
         if self.protocol_features & protocol::CONFIGURE_MEM_SLOTS == 0 {
-            return self
-                .connection
-                .set_mem_table(self.memory.regions(), self.memory.file());
+            return self.connection.set_mem_table(self.memory.regions(), self.memory.file());
         }
         let mut regions = self.memory.regions().iter();
         regions.try_for_each(|region| self.connection.add_mem_reg(region, self.memory.file()))
@@ -419,10 +373,8 @@ impl Guest {
     /// Enables the rings of the first `pairs` pairs and disables the others: what `ethtool -L`
     /// in a guest comes to.
     pub fn enable_rings(&self, pairs: usize) -> io::Result<()> {
-        (0..2 * self.queues.len()).try_for_each(|ring| {
-            self.connection
-                .set_vring_enable(ring as u32, ring / 2 < pairs)
-        })
+        (0..2 * self.queues.len())
+            .try_for_each(|ring| self.connection.set_vring_enable(ring as u32, ring / 2 < pairs))
     }
 
     /// Returns when the backend has dealt with everything sent so far: a round trip, for messages

@@ -129,10 +129,7 @@ pub struct SplitRing {
 impl SplitRing {
     /// A ring of `size` entries, a power of two up to 32768, without notifications armed.
     pub fn new(memory: &Arc<Memory>, size: u16, event_idx: bool) -> io::Result<SplitRing> {
-        assert!(
-            size.is_power_of_two(),
-            "a split ring's size is a power of two"
-        );
+        assert!(size.is_power_of_two(), "a split ring's size is a power of two");
         let entries = u64::from(size);
         let addresses = RingAddresses {
             desc: memory.alloc(16 * entries, 16),
@@ -210,20 +207,10 @@ impl SplitRing {
             return None;
         }
         let describe = |at: usize| match readable.get(at) {
-            Some(piece) => Descriptor {
-                addr: piece.addr,
-                len: piece.len,
-                flags: 0,
-                next: 0,
-            },
+            Some(piece) => Descriptor { addr: piece.addr, len: piece.len, flags: 0, next: 0 },
             None => {
                 let piece = writable[at - readable.len()];
-                Descriptor {
-                    addr: piece.addr,
-                    len: piece.len,
-                    flags: WRITE,
-                    next: 0,
-                }
+                Descriptor { addr: piece.addr, len: piece.len, flags: WRITE, next: 0 }
             }
         };
         if indirect {
@@ -245,10 +232,7 @@ impl SplitRing {
     }
 
     fn build_indirect(&mut self, pieces: usize, describe: impl Fn(usize) -> Descriptor) -> u16 {
-        assert!(
-            pieces <= INDIRECT_MAX,
-            "at most {INDIRECT_MAX} pieces in an indirect table"
-        );
+        assert!(pieces <= INDIRECT_MAX, "at most {INDIRECT_MAX} pieces in an indirect table");
         let head = self.free.pop().expect("the caller saw a free descriptor");
         let table = self.indirect + u64::from(head) * INDIRECT_MAX as u64 * 16;
         for at in 0..pieces {
@@ -257,29 +241,17 @@ impl SplitRing {
                 descriptor.flags |= NEXT;
                 descriptor.next = at as u16 + 1;
             }
-            self.memory
-                .write(table + 16 * at as u64, &descriptor.to_bytes());
+            self.memory.write(table + 16 * at as u64, &descriptor.to_bytes());
         }
         let len = 16 * pieces as u32;
-        self.write_descriptor(
-            head,
-            Descriptor {
-                addr: table,
-                len,
-                flags: INDIRECT,
-                next: 0,
-            },
-        );
+        self.write_descriptor(head, Descriptor { addr: table, len, flags: INDIRECT, next: 0 });
         self.taken[usize::from(head)] = 1;
         head
     }
 
     /// Gives the descriptors of a used chain back.
     pub fn free(&mut self, head: u16) {
-        assert!(
-            !self.in_flight[usize::from(head)],
-            "chain {head} still belongs to the device"
-        );
+        assert!(!self.in_flight[usize::from(head)], "chain {head} still belongs to the device");
         let mut index = head;
         for _ in 0..std::mem::take(&mut self.taken[usize::from(head)]) {
             self.free.push(index);
@@ -326,11 +298,7 @@ impl SplitRing {
         // both sides may miss the other's store, and the chain waits for ever.
         fence(Ordering::SeqCst);
         let wanted = if self.event_idx {
-            need_event(
-                self.avail_event.at(0).load(Ordering::Relaxed),
-                self.avail_idx,
-                old,
-            )
+            need_event(self.avail_event.at(0).load(Ordering::Relaxed), self.avail_idx, old)
         } else {
             self.used_head.at(0).load(Ordering::Relaxed) & 1 == 0
         };
@@ -345,9 +313,7 @@ impl SplitRing {
 
     /// Kicks the device, wanted or not.
     pub fn kick_now(&self) {
-        self.kick
-            .write(1)
-            .expect("an eventfd with room in its counter");
+        self.kick.write(1).expect("an eventfd with room in its counter");
     }
 
     /// Takes the next used chain. Panics when the device returns one that it does not have.
@@ -369,25 +335,16 @@ impl SplitRing {
         let len = self.used_entries.at(2 * slot + 1).load(Ordering::Relaxed);
         let flag = self.in_flight.get_mut(id as usize);
         let flag = flag.unwrap_or_else(|| panic!("the device used chain {id}: no such descriptor"));
-        assert!(
-            std::mem::take(flag),
-            "the device used chain {id}, which it did not have"
-        );
+        assert!(std::mem::take(flag), "the device used chain {id}, which it did not have");
         self.flying -= 1;
         self.last_used = self.last_used.wrapping_add(1);
-        Some(Used {
-            head: id as u16,
-            len,
-        })
+        Some(Used { head: id as u16, len })
     }
 
     /// Used chains that wait to be popped.
     #[inline]
     pub fn ready(&self) -> u16 {
-        self.used_head
-            .at(1)
-            .load(Ordering::Acquire)
-            .wrapping_sub(self.last_used)
+        self.used_head.at(1).load(Ordering::Acquire).wrapping_sub(self.last_used)
     }
 
     /// Asks the device for a call, and waits until a chain is used or `timeout` has passed. Tells
@@ -398,10 +355,7 @@ impl SplitRing {
         let mut ready = self.ready() != 0;
         // A call without a used chain is legal (a switch calls once when the descriptor is new).
         while !ready
-            && wait::readable(
-                &self.call,
-                deadline.saturating_duration_since(Instant::now()),
-            )
+            && wait::readable(&self.call, deadline.saturating_duration_since(Instant::now()))
         {
             self.take_calls();
             ready = self.ready() != 0;
@@ -432,8 +386,7 @@ impl SplitRing {
     pub fn disarm(&self) {
         if self.event_idx {
             // As far away as an index can be; nothing else can say "none" here.
-            self.used_event()
-                .store(self.last_used.wrapping_sub(1), Ordering::Relaxed);
+            self.used_event().store(self.last_used.wrapping_sub(1), Ordering::Relaxed);
         } else {
             self.avail.at(0).store(1, Ordering::Relaxed);
         }
@@ -461,19 +414,13 @@ impl SplitRing {
     /// Raw: writes a descriptor of the table.
     pub fn write_descriptor(&self, index: u16, descriptor: Descriptor) {
         let [first, second] = descriptor.words();
-        self.desc
-            .at(2 * usize::from(index))
-            .store(first, Ordering::Relaxed);
-        self.desc
-            .at(2 * usize::from(index) + 1)
-            .store(second, Ordering::Relaxed);
+        self.desc.at(2 * usize::from(index)).store(first, Ordering::Relaxed);
+        self.desc.at(2 * usize::from(index) + 1).store(second, Ordering::Relaxed);
     }
 
     /// Raw: writes entry `slot` of the avail ring.
     pub fn write_avail_entry(&self, slot: u16, head: u16) {
-        self.avail
-            .at(2 + usize::from(slot & (self.size - 1)))
-            .store(head, Ordering::Relaxed);
+        self.avail.at(2 + usize::from(slot & (self.size - 1))).store(head, Ordering::Relaxed);
     }
 
     /// Raw: writes the avail index.

@@ -20,11 +20,7 @@ pub(crate) fn readable(fd: &impl AsRawFd, timeout: Duration) -> bool {
 }
 
 fn poll_once(fd: RawFd, millis: i32) -> bool {
-    let mut entry = libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     // SAFETY: `entry` is one valid pollfd that lives across the call, and the count says one.
     let ready = unsafe { libc::poll(&raw mut entry, 1, millis) };
     ready > 0 && entry.revents & libc::POLLIN != 0

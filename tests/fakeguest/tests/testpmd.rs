@@ -33,11 +33,7 @@ impl Testpmd {
                 socket.display()
             )
         };
-        let prefix = format!(
-            "fg{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let prefix = format!("fg{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = std::fs::File::create(dir.path().join("log")).expect("a log file");
         let arguments = format!(
             "--no-pci --no-huge --no-shconf --no-telemetry -m 256 --file-prefix {prefix} \
@@ -70,9 +66,7 @@ impl Drop for Testpmd {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             let tail = log.lines().rev().take(30).collect::<Vec<_>>();
-            tail.iter()
-                .rev()
-                .for_each(|line| eprintln!("testpmd: {line}"));
+            tail.iter().rev().for_each(|line| eprintln!("testpmd: {line}"));
         }
         // Both fail only if it has ended already.
         let _ = self.child.kill();
@@ -93,10 +87,7 @@ fn link_up(a: &mut Guest, b: &mut Guest) {
     let deadline = Instant::now() + WAIT;
     let mut ready = [false; 2];
     while ready != [true; 2] {
-        assert!(
-            Instant::now() < deadline,
-            "no frame gets through: {ready:?}"
-        );
+        assert!(Instant::now() < deadline, "no frame gets through: {ready:?}");
         a.send(0, &hello, &Layout::whole());
         b.send(0, &hello, &Layout::whole());
         ready[1] |= b.recv(0, Duration::from_millis(50)).is_some();
@@ -114,23 +105,12 @@ fn exchange(from: &mut Guest, to: &mut Guest, sizes: &[usize], layouts: &[Layout
         for layout in layouts {
             let frame = Frame::pattern(frames::mac(2), frames::mac(1), size, at as u32 + 1);
             from.send(0, &frame, layout);
-            let got = to
-                .recv(0, WAIT)
-                .unwrap_or_else(|| panic!("{size} bytes, {layout:?}: lost"));
-            assert!(
-                got.bytes == frame.bytes,
-                "{size} bytes, {layout:?}: changed on the way"
-            );
+            let got = to.recv(0, WAIT).unwrap_or_else(|| panic!("{size} bytes, {layout:?}: lost"));
+            assert!(got.bytes == frame.bytes, "{size} bytes, {layout:?}: changed on the way");
         }
     }
-    assert!(
-        to.recv(0, Duration::from_millis(20)).is_none(),
-        "a frame too many"
-    );
-    assert!(
-        to.queue(0).rx.gaps_intact(),
-        "written past the end of a buffer"
-    );
+    assert!(to.recv(0, Duration::from_millis(20)).is_none(), "a frame too many");
+    assert!(to.queue(0).rx.gaps_intact(), "written past the end of a buffer");
     assert!(from.flush(0, WAIT), "sent frames are given back");
 }
 
@@ -142,11 +122,7 @@ fn layouts() -> Vec<Layout> {
         Layout::split(&[26, 1, 1, 1]),
         Layout::split(&[64, 1000, 1000]),
     ];
-    direct
-        .iter()
-        .cloned()
-        .chain(direct.iter().cloned().map(Layout::in_indirect_table))
-        .collect()
+    direct.iter().cloned().chain(direct.iter().cloned().map(Layout::in_indirect_table)).collect()
 }
 
 #[test]
@@ -171,10 +147,7 @@ fn one_chain_per_frame() {
     let chain = Layout::split(&[12, 4084, 4096]);
     let (mut a, mut b) = pair(plain(0), plain(1).rx_buffer(12288).rx_layout(chain));
     assert_eq!(a.features() & !features::MINIMAL, 0);
-    let direct: Vec<Layout> = layouts()
-        .into_iter()
-        .filter(|layout| !layout.indirect)
-        .collect();
+    let direct: Vec<Layout> = layouts().into_iter().filter(|layout| !layout.indirect).collect();
     exchange(&mut a, &mut b, &[60, 1514, 4084, 4085, 9000], &direct);
     exchange(&mut b, &mut a, &[60, 1514, 9000], &direct);
 }
@@ -196,20 +169,10 @@ fn receive_buffers_posted_by_hand() {
     let testpmd = Testpmd::start();
     let (mut a, mut b) = pair(testpmd.guest(0), testpmd.guest(1));
     drop(b);
-    b = testpmd
-        .guest(1)
-        .manual_posting()
-        .attach()
-        .expect("guest b again");
+    b = testpmd.guest(1).manual_posting().attach().expect("guest b again");
     b.queue(0).rx.drop_idle();
     let addr = b.memory().alloc(4096, 64);
-    let pieces = [
-        Piece { addr, len: 100 },
-        Piece {
-            addr: addr + 200,
-            len: 2000,
-        },
-    ];
+    let pieces = [Piece { addr, len: 100 }, Piece { addr: addr + 200, len: 2000 }];
     let frame = Frame::pattern(frames::mac(2), frames::mac(1), 1000, 1);
     assert!(b.queue(0).rx.post_pieces(&pieces, false));
     let deadline = Instant::now() + WAIT;
@@ -221,21 +184,14 @@ fn receive_buffers_posted_by_hand() {
         }
     };
     assert_eq!(got.bytes, frame.bytes);
-    assert!(
-        b.recv(0, Duration::from_millis(50)).is_none(),
-        "there is no other buffer"
-    );
+    assert!(b.recv(0, Duration::from_millis(50)).is_none(), "there is no other buffer");
 }
 
 #[test]
 fn cloud_hypervisor_order_and_no_event_index() {
     let testpmd = Testpmd::start();
-    let guest = |port| {
-        testpmd
-            .guest(port)
-            .order(SetupOrder::CloudHypervisor)
-            .without(features::EVENT_IDX)
-    };
+    let guest =
+        |port| testpmd.guest(port).order(SetupOrder::CloudHypervisor).without(features::EVENT_IDX);
     let (mut a, mut b) = pair(guest(0), guest(1));
     exchange(&mut a, &mut b, &[60, 1514, 9000], &layouts());
 }
@@ -259,10 +215,7 @@ fn bursts_in_a_closed_loop_lose_nothing() {
     let size = |builder: Builder| builder.tx_slot(2048).rx_buffer(2048);
     let (mut a, mut b) = pair(size(testpmd.guest(0)), size(testpmd.guest(1)));
     let frame = Frame::pattern(frames::mac(2), frames::mac(1), 500, 1);
-    a.queue(0)
-        .tx
-        .load(&[frame], &Layout::whole())
-        .expect("loaded");
+    a.queue(0).tx.load(&[frame], &Layout::whole()).expect("loaded");
     let (mut sent, mut received, mut bytes) = (0, 0, 0);
     let deadline = Instant::now() + WAIT;
     while received < 100_000 {
@@ -292,11 +245,7 @@ fn listening_with_two_queue_pairs() {
     let frame = Frame::pattern(frames::mac(2), frames::mac(1), 700, 5);
     a.send(1, &frame, &Layout::whole());
     let (queue, got) = b.recv_any(WAIT).expect("the frame");
-    assert_eq!(
-        (queue, got.bytes),
-        (1, frame.bytes),
-        "io forwarding keeps the queue"
-    );
+    assert_eq!((queue, got.bytes), (1, frame.bytes), "io forwarding keeps the queue");
 }
 
 #[test]
@@ -308,10 +257,7 @@ fn pages_written_are_logged() {
     exchange(&mut a, &mut b, &[3000], &[Layout::whole()]);
     let pages = log.take();
     let used_ring = b.ring(0).addresses().used / 4096;
-    assert!(
-        pages.contains(&used_ring),
-        "the used ring's page {used_ring} is not in {pages:?}"
-    );
+    assert!(pages.contains(&used_ring), "the used ring's page {used_ring} is not in {pages:?}");
     assert!(pages.len() >= 2, "a buffer's page as well: {pages:?}");
     b.stop_log().expect("logging off");
 }

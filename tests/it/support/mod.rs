@@ -18,10 +18,7 @@ pub fn wait_for<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Opt
         if let Some(found) = probe() {
             return found;
         }
-        assert!(
-            Instant::now() < deadline,
-            "within {timeout:?} there was no {what}"
-        );
+        assert!(Instant::now() < deadline, "within {timeout:?} there was no {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

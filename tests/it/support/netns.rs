@@ -43,17 +43,13 @@ impl Netns {
 impl Drop for Netns {
     fn drop(&mut self) {
         // Nothing can be done about a failure here, and a panic would hide the test's own.
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .status();
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }
 
 /// Runs a command and returns what it prints; panics when it fails.
 pub fn must(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(
         output.status.success(),

@@ -30,12 +30,7 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("{name} ({command:?}) does not start: {error}"));
         let stdin = child.stdin.take();
-        Process {
-            name: name.to_owned(),
-            child,
-            log: log.to_owned(),
-            stdin,
-        }
+        Process { name: name.to_owned(), child, log: log.to_owned(), stdin }
     }
 
     /// Its process id.
@@ -74,9 +69,7 @@ impl Process {
     /// What it wrote after the first `from` bytes, once that contains `wanted`. Panics when it
     /// ends first.
     pub fn output_with(&mut self, wanted: &str, from: usize, timeout: Duration) -> String {
-        self.output_when(&format!("{wanted:?}"), from, timeout, |text| {
-            text.contains(wanted)
-        })
+        self.output_when(&format!("{wanted:?}"), from, timeout, |text| text.contains(wanted))
     }
 
     /// What it wrote after the first `from` bytes, once `found` says so of it.
@@ -94,11 +87,7 @@ impl Process {
             if found(new) {
                 return Some(new.to_owned());
             }
-            assert!(
-                ended.is_none(),
-                "{} ended ({ended:?}) without {what}",
-                self.name
-            );
+            assert!(ended.is_none(), "{} ended ({ended:?}) without {what}", self.name);
             None
         })
     }
@@ -147,21 +136,12 @@ pub struct Holdings {
 
 /// What process `pid` holds now.
 pub fn holdings(pid: u32) -> Holdings {
-    let entries = |what| {
-        fs::read_dir(format!("/proc/{pid}/{what}"))
-            .expect("a live process")
-            .count()
-    };
+    let entries =
+        |what| fs::read_dir(format!("/proc/{pid}/{what}")).expect("a live process").count();
     let text = |what| fs::read_to_string(format!("/proc/{pid}/{what}")).expect("a live process");
     let rss_kib = text("status")
         .lines()
-        .find_map(|line| {
-            line.strip_prefix("VmRSS:")?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
         .expect("VmRSS in the status");
     Holdings {
         fds: entries("fd"),

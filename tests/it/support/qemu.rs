@@ -32,24 +32,14 @@ impl QemuGuest {
         let path = dir.path().join("control");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/qemu-scripts/guest");
         let mut command = Command::new(script);
-        command
-            .arg(name)
-            .arg(socket)
-            .arg("--control")
-            .arg(&path)
-            .args(options);
+        command.arg(name).arg(socket).arg("--control").arg(&path).args(options);
         let mut process = Process::start(name, command, &dir.path().join("log"));
         let control = wait_for("control socket of the guest", BOOT, || {
             let ended = process.ended();
             assert!(ended.is_none(), "{name}: QEMU ended at once: {ended:?}");
             UnixStream::connect(&path).ok()
         });
-        let mut guest = QemuGuest {
-            process,
-            control,
-            received: Vec::new(),
-            _dir: dir,
-        };
+        let mut guest = QemuGuest { process, control, received: Vec::new(), _dir: dir };
         wait_for("guest that answers", BOOT, || {
             let token = guest.send("true", 5);
             guest.answer(&token, Duration::from_millis(500))
@@ -84,8 +74,7 @@ impl QemuGuest {
 
     /// The answer to a command that was begun.
     pub fn finish(&mut self, token: &str, limit: Duration) -> (i32, String) {
-        self.answer(token, limit + GRACE)
-            .unwrap_or_else(|| panic!("no answer within {limit:?}"))
+        self.answer(token, limit + GRACE).unwrap_or_else(|| panic!("no answer within {limit:?}"))
     }
 
     fn send(&mut self, line: &str, limit_secs: u64) -> String {
@@ -93,9 +82,7 @@ impl QemuGuest {
         let token = unique("t").replace('-', "x");
         // The empty line in front ends whatever half a line the guest may have seen before.
         let request = format!("\n? {token} {limit_secs} {line}\n");
-        self.control
-            .write_all(request.as_bytes())
-            .expect("QEMU is alive");
+        self.control.write_all(request.as_bytes()).expect("QEMU is alive");
         token
     }
 
@@ -133,9 +120,7 @@ impl QemuGuest {
             if left.is_zero() {
                 return None;
             }
-            self.control
-                .set_read_timeout(Some(left))
-                .expect("a time limit");
+            self.control.set_read_timeout(Some(left)).expect("a time limit");
             let mut buffer = [0; 65536];
             match self.control.read(&mut buffer) {
                 Ok(0) => panic!("the guest's QEMU ended"),

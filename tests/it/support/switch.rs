@@ -64,11 +64,7 @@ impl<'a> Builder<'a> {
         }
         command.args(&self.more);
         let process = Process::start("ringswitch", command, &dir.path().join("log"));
-        let mut switch = Switch {
-            process,
-            ports: self.ports,
-            dir,
-        };
+        let mut switch = Switch { process, ports: self.ports, dir };
         switch.wait_for_sockets();
         switch
     }
@@ -97,20 +93,14 @@ pub struct Statistics {
 impl Statistics {
     /// A counter of a port; one that isn't printed is 0.
     pub fn port(&self, port: &str, counter: &str) -> u64 {
-        let counters = self
-            .ports
-            .get(port)
-            .unwrap_or_else(|| panic!("no port {port}: {self:?}"));
+        let counters = self.ports.get(port).unwrap_or_else(|| panic!("no port {port}: {self:?}"));
         counters.get(counter).copied().unwrap_or(0)
     }
 
     /// All that was dropped, for whatever reason, at whatever port.
     pub fn dropped(&self) -> u64 {
         let counters = self.ports.values().chain(self.workers.values()).flatten();
-        counters
-            .filter(|(name, _)| name.starts_with("drop_"))
-            .map(|(_, count)| count)
-            .sum()
+        counters.filter(|(name, _)| name.starts_with("drop_")).map(|(_, count)| count).sum()
     }
 
     /// The lines `stats port=NAME key=value ...` and `stats worker=N key=value ...`, each behind
@@ -121,18 +111,14 @@ impl Statistics {
             let Some((_, fields)) = line.split_once("stats ") else {
                 continue;
             };
-            let mut fields = fields
-                .split_whitespace()
-                .filter_map(|field| field.split_once('='));
+            let mut fields = fields.split_whitespace().filter_map(|field| field.split_once('='));
             let group = match fields.next() {
                 Some(("port", name)) => statistics.ports.entry(name.to_owned()),
                 Some(("worker", number)) => statistics.workers.entry(number.to_owned()),
                 _ => continue,
             };
             group.or_default().extend(fields.map(|(key, value)| {
-                let value = value
-                    .parse()
-                    .unwrap_or_else(|_| panic!("{key}={value} in {line:?}"));
+                let value = value.parse().unwrap_or_else(|_| panic!("{key}={value} in {line:?}"));
                 (key.to_owned(), value)
             }));
         }
@@ -160,10 +146,7 @@ impl Switch {
         wait_for("socket for each port", PATIENCE, || {
             let ended = self.process.ended();
             assert!(ended.is_none(), "the switch ended at once: {ended:?}");
-            self.ports
-                .iter()
-                .all(|port| self.socket(port).exists())
-                .then_some(())
+            self.ports.iter().all(|port| self.socket(port).exists()).then_some(())
         });
     }
 
@@ -176,9 +159,7 @@ impl Switch {
 
     /// Statistics that satisfy `wanted`, as soon as they do.
     pub fn statistics_when(&mut self, wanted: impl Fn(&Statistics) -> bool) -> Statistics {
-        wait_for("such statistics", PATIENCE, || {
-            Some(self.statistics()).filter(|now| wanted(now))
-        })
+        wait_for("such statistics", PATIENCE, || Some(self.statistics()).filter(|now| wanted(now)))
     }
 
     /// Ends it in order: exit code 0, sockets gone, no panic in its log. Returns the log.
@@ -187,10 +168,7 @@ impl Switch {
         let status = self.process.wait(PATIENCE);
         assert!(status.success(), "the switch ended with {status}");
         for port in &self.ports {
-            assert!(
-                !self.socket(port).exists(),
-                "the socket of {port} was left behind"
-            );
+            assert!(!self.socket(port).exists(), "the socket of {port} was left behind");
         }
         let log = self.process.output();
         assert!(!log.contains("panicked"), "the switch panicked:\n{log}");

@@ -54,14 +54,7 @@ impl Testpmd {
         // One lcore for the console, one to forward; the scheduler places both.
         command.args(["--lcores", "0@(0-1),1@(0-1)", "--no-pci", "--no-telemetry"]);
         // Without huge pages DPDK keeps its memory in a memfd, which is what vhost-user needs.
-        command.args([
-            "--no-huge",
-            "--no-shconf",
-            "-m",
-            "256",
-            "--file-prefix",
-            &unique("rs"),
-        ]);
+        command.args(["--no-huge", "--no-shconf", "-m", "256", "--file-prefix", &unique("rs")]);
         for (number, port) in ports.iter().enumerate() {
             let comma = if port.devargs.is_empty() { "" } else { "," };
             let (socket, mac) = (port.socket.display(), port.mac);
@@ -71,13 +64,7 @@ impl Testpmd {
             ));
         }
         command
-            .args([
-                "--",
-                "-i",
-                "--nb-cores=1",
-                "--total-num-mbufs=16384",
-                "--mask-event=all",
-            ])
+            .args(["--", "-i", "--nb-cores=1", "--total-num-mbufs=16384", "--mask-event=all"])
             .args(arguments);
         let mut process = Process::start("testpmd", command, &dir.path().join("log"));
         let at_prompt =
@@ -97,16 +84,14 @@ impl Testpmd {
         self.process.type_line(line);
         // The line is echoed behind the last prompt, so the next one is at the end.
         let answered = |text: &str| text.contains('\n') && text.ends_with(PROMPT);
-        self.process
-            .output_when("a prompt", from, PATIENCE, answered)
+        self.process.output_when("a prompt", from, PATIENCE, answered)
     }
 
     /// Waits until the link of every one of `ports` ports is up.
     pub fn wait_links_up(&mut self, ports: usize) {
         wait_for("link on every testpmd port", PATIENCE, || {
             let up = (0..ports).all(|port| {
-                self.ask(&format!("show port info {port}"))
-                    .contains("Link status: up")
+                self.ask(&format!("show port info {port}")).contains("Link status: up")
             });
             up.then_some(())
         });
@@ -117,13 +102,8 @@ impl Testpmd {
         let text = self.ask(&format!("show port stats {port}"));
         let counter = |name: &str| {
             // "  RX-packets: 64    RX-missed: 0    RX-bytes:  4096"
-            let (_, rest) = text
-                .split_once(name)
-                .unwrap_or_else(|| panic!("no {name} in {text}"));
-            let word = rest
-                .trim_start_matches([':', ' '])
-                .split_whitespace()
-                .next();
+            let (_, rest) = text.split_once(name).unwrap_or_else(|| panic!("no {name} in {text}"));
+            let word = rest.trim_start_matches([':', ' ']).split_whitespace().next();
             word.and_then(|word| word.parse().ok())
                 .unwrap_or_else(|| panic!("no number after {name} in {text}"))
         };
