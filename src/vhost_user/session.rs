@@ -268,7 +268,7 @@ impl Session {
     /// GET_VRING_BASE: stops the ring.
     pub fn stop(&mut self, index: u32) -> Result<u32, Refusal> {
         let index = self.index(index)?;
-        self.watch(index, None);
+        self.unwatch_ring(index);
         let base = self.change(|rings| rings.get_mut(index).map(|ring| ring.stop())).value;
         base.ok_or(Refusal::NoSuchRing { index, rings: self.kicks.len() })
     }
@@ -350,7 +350,8 @@ impl Session {
         u64::from(self.status)
     }
 
-    /// SET_STATUS. A driver that resets its device (0) must not find it at work afterwards.
+    /// SET_STATUS. A driver that resets its device (0) must not find it at work afterwards. QEMU
+    /// says so before it asks for each ring's position.
     pub fn set_status(&mut self, status: u64) -> Result<(), Refusal> {
         let what = "device status";
         self.status = u8::try_from(status).map_err(|_| Refusal::Value { what, value: status })?;
@@ -404,6 +405,12 @@ impl Session {
 
     fn unwatch(&mut self) {
         for ring in 0..self.kicks.len() {
+            self.unwatch_ring(ring);
+        }
+    }
+
+    fn unwatch_ring(&mut self, ring: usize) {
+        if self.kicks.get(ring).is_some_and(Option::is_some) {
             self.watch(ring, None);
         }
     }
