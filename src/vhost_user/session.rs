@@ -69,6 +69,12 @@ pub(super) enum Refusal {
         /// What is wrong with it.
         error: io::Error,
     },
+    /// A transmit ring that is to be polled.
+    #[error("ring {index} has no kick descriptor: the guest's notifications must be eventfds")]
+    NoKick {
+        /// The ring.
+        index: usize,
+    },
     /// Guest memory or the dirty log can't be mapped.
     #[error(transparent)]
     Memory(#[from] MapError),
@@ -273,9 +279,13 @@ impl Session {
         base.ok_or(Refusal::NoSuchRing { index, rings: self.kicks.len() })
     }
 
-    /// SET_VRING_KICK. Without a descriptor the frontend expects that the ring is polled.
+    /// SET_VRING_KICK. Without a descriptor the frontend expects that the ring is polled: nobody
+    /// waits for receive buffers, but a transmit ring would wait for a worker that sleeps.
     pub fn set_kick(&mut self, index: u32, kick: Option<File>) -> Result<(), Refusal> {
         let ring = self.index(index)?;
+        if kick.is_none() && ring % 2 == 1 {
+            return Err(Refusal::NoKick { index: ring });
+        }
         let kick = kick.map(eventfd_to_watch).transpose();
         let kick = kick.map_err(|error| Refusal::Descriptor { index: ring, error })?;
         self.watch(ring, kick);
@@ -474,10 +484,9 @@ impl Session {
 
     fn tell_link(&mut self) {
         let mut receive_pairs = 0;
-        for (pair, rings) in self.enabled.chunks(2).enumerate() {
-            if rings.first() == Some(&true) {
-                receive_pairs |=
-                    u32::try_from(pair).map_or(0, |at| 1u64.checked_shl(at).unwrap_or(0));
+        for (pair, ring) in (0..self.kicks.len()).step_by(2).enumerate() {
+            if self.running & bit(ring) != 0 {
+                receive_pairs |= 1 << pair.min(63);
             }
         }
         let link = LinkState { connected: true, features: self.features, receive_pairs };

@@ -151,6 +151,11 @@ fn a_message_in_pieces_is_waited_for() {
         std::thread::yield_now();
     }
     assert_ne!(slow.reply_u64(1), 0);
+    slow.negotiate(VERSION_1 | PROTOCOL);
+    slow.share_memory();
+    slow.start(0);
+    slow.sync();
+    assert!(!port.running()[0], "it isn't enabled");
     // Header and payload apart, and two messages at once.
     let enable = message(18, 1, &pair(0, 1));
     slow.raw(&enable[..12]);
@@ -161,14 +166,7 @@ fn a_message_in_pieces_is_waited_for() {
     slow.raw(&[&enable[17..], &message(1, 1, &[]), &message(15, 1, &[])].concat());
     slow.reply(1);
     slow.reply(15);
-    assert_eq!(
-        port.told.take().last(),
-        Some(&Told::Link(crate::ring::LinkState {
-            connected: true,
-            features: 0,
-            receive_pairs: 1,
-        }))
-    );
+    assert!(port.running()[0]);
     // Gone in the middle.
     slow.raw(&enable[..19]);
     drop(slow);
