@@ -64,6 +64,21 @@ impl Driver {
         ring
     }
 
+    /// The file that holds the memory, from `BASE` on.
+    pub fn file(&self) -> File {
+        self.file.try_clone().unwrap()
+    }
+
+    /// Bytes of memory.
+    pub fn len(&self) -> u64 {
+        SIZE
+    }
+
+    /// Guest addresses of descriptor table, available and used ring.
+    pub fn guest_addresses(&self) -> [u64; 3] {
+        [BASE, BASE + AVAIL, BASE + USED]
+    }
+
     pub fn address(&self) -> RingAddress {
         RingAddress { desc: USER, avail: USER + AVAIL, used: USER + USED, log_guest_addr: None }
     }

@@ -31,6 +31,8 @@ mod vring;
 #[cfg(test)]
 mod driver;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
 
 pub use guest_rx::{Receiver, RxFault};

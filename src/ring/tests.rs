@@ -17,15 +17,15 @@ fn packet(len: usize) -> Vec<u8> {
     out
 }
 
-struct Taken {
-    frames: Vec<Vec<u8>>,
-    taken: u16,
-    bad_chains: u16,
-    bad_lengths: u16,
+pub struct Taken {
+    pub frames: Vec<Vec<u8>>,
+    pub taken: u16,
+    pub bad_chains: u16,
+    pub bad_lengths: u16,
 }
 
 /// Takes a burst, reads its frames whole, and completes it.
-fn take(ring: &mut Ring) -> Option<Taken> {
+pub fn take(ring: &mut Ring) -> Option<Taken> {
     let mut pool = SegmentPool::default();
     let mut frames = vec![Frame::default(); BURST];
     let burst = ring.receive(&mut pool, &mut frames)?;
