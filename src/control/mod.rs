@@ -46,7 +46,7 @@ pub enum Error {
 ///
 /// # Errors
 ///
-/// [`Error`] when it can't start; nothing is left behind then.
+/// [`enum@Error`] when it can't start; nothing is left behind then.
 pub fn run(settings: Settings) -> Result<(), Error> {
     // Before threads are started: they inherit the handling.
     let mut signals = Signals::install()

@@ -32,7 +32,7 @@ impl Switch {
     ///
     /// # Errors
     ///
-    /// [`Error`]; what was opened before it is closed again, and sockets are unlinked.
+    /// [`enum@Error`]; what was opened before it is closed again, and sockets are unlinked.
     pub fn start(settings: &Settings) -> Result<Self, Error> {
         if let Err(e) = limits::raise_nofile() {
             log::warn!("cannot raise the limit of open files: {e}");

@@ -12,7 +12,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::frame::DropReason;
+use crate::frame::{DropReason, Frame};
 
 /// A count that one thread writes and all may read.
 #[derive(Debug, Default)]
@@ -83,6 +83,18 @@ counters! {
 }
 
 impl Counters {
+    /// Counts a frame that was sent to the port: delivered, or dropped for a reason.
+    #[inline]
+    pub fn count_egress(&self, frame: &Frame, done: Result<(), DropReason>) {
+        match done {
+            Ok(()) => {
+                self.egress_frames.add(1);
+                self.egress_bytes.add(u64::from(frame.len));
+            }
+            Err(reason) => self.drop(reason, 1),
+        }
+    }
+
     /// Counts `n` drops.
     #[inline]
     pub fn drop(&self, reason: DropReason, n: u64) {

@@ -64,7 +64,7 @@ impl TapPort {
         if self.tap.has_uso() { Offloads::all() } else { without_uso }
     }
 
-    /// Reads up to [`TAP_BURST`] frames. Returns the number of good ones, the segments of their
+    /// Reads up to 16 frames. Returns the number of good ones, the segments of their
     /// tails, and the number of those with impossible lengths.
     pub fn receive<'m>(
         &self,
@@ -108,13 +108,7 @@ impl TapPort {
                 }
                 None => self.convert(frame, burst.segments, accepts, counters),
             };
-            match done {
-                Ok(()) => {
-                    counters.egress_frames.add(1);
-                    counters.egress_bytes.add(u64::from(frame.len));
-                }
-                Err(reason) => counters.drop(reason, 1),
-            }
+            counters.count_egress(frame, done);
         }
     }
 

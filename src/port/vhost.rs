@@ -132,13 +132,7 @@ fn deliver_frame(
             .map_err(reason),
         None => convert_frame(receiver, frame, segments, accepts, counters),
     };
-    match done {
-        Ok(()) => {
-            counters.egress_frames.add(1);
-            counters.egress_bytes.add(u64::from(frame.len));
-        }
-        Err(reason) => counters.drop(reason, 1),
-    }
+    counters.count_egress(frame, done);
 }
 
 /// Delivers a frame as the frames that its receiver accepts. It counts as delivered when all of

@@ -1,7 +1,7 @@
 //! Virtqueues, device side.
 //!
 //! A [`Ring`] is one virtqueue of one guest: what its frontend said of it, and, while it runs, a
-//! [`live`](Live) part with host pointers to the three areas of a split ring (virtio 1.2, 2.7).
+//! live part with host pointers to the three areas of a split ring (virtio 1.2, 2.7).
 //! A worker takes a burst of frames from a transmit ring (`guest_tx`, [`Ring::receive`]) and
 //! puts frames into a receive ring (`guest_rx`, [`Ring::transmit`]).
 //!
@@ -17,7 +17,7 @@
 //! # In order
 //!
 //! Buffers are completed strictly in the order in which they were made available, so one index
-//! ([`split::SplitRing::next`]) is both the next available and the next used entry. That is
+//! (`SplitRing::next`) is both the next available and the next used entry. That is
 //! what VIRTIO_F_IN_ORDER promises, and what makes a position that a frontend hands over after
 //! a crash (`used.idx`) always right.
 

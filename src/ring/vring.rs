@@ -116,7 +116,7 @@ impl Ring {
     }
 
     /// Sets the position where the ring starts. It is only remembered: see
-    /// [`SplitRing::locate`] for the position that counts.
+    /// `SplitRing::locate` for the position that counts.
     ///
     /// # Errors
     ///
