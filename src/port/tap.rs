@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::frame::{BURST, DropReason, Frame, HEAD_LEN, MAX_FRAME, MIN_FRAME};
 use crate::mem::{SegmentPool, Segments, Tail, write_frame};
-use crate::sys::tap::Tap;
+use crate::sys::tap::{READ_BUFFER_LEN, Tap};
 use crate::wire::offload::{self, Offloads};
 use crate::wire::vnet::VnetHeader;
 
@@ -16,7 +16,7 @@ use super::{Counters, Egress};
 /// Frames that are read from a TAP in one burst: each takes a system call.
 const TAP_BURST: usize = 16;
 /// Room for one frame with its header.
-const SLOT: usize = (MAX_FRAME as usize + VnetHeader::LEN).next_multiple_of(64);
+const SLOT: usize = READ_BUFFER_LEN.next_multiple_of(64);
 
 /// The data side of a TAP port.
 #[derive(Debug)]

@@ -52,6 +52,8 @@ pub struct Worker {
     /// How long to poll before the next sleep, ns: grows when work comes right after the worker
     /// fell asleep, shrinks when polling was in vain.
     spin_ns: u64,
+    /// The end of the last round or sleep, ns of the monotonic clock.
+    now: u64,
     last_look: u64,
     /// Sources whose guests may want a call for completed transmit buffers, and since when.
     owed: Vec<u32>,
@@ -84,6 +86,7 @@ impl Worker {
             reader: TapReader::default(),
             events: Events::with_capacity(64),
             spin_ns: 0,
+            now: 0,
             last_look: 0,
             owed: Vec::new(),
             owed_since: 0,
@@ -92,30 +95,34 @@ impl Worker {
 
     /// Moves frames until the switch stops.
     pub fn run(&mut self) {
-        let mut quiet_since = clock::now_ns();
+        self.now = clock::now_ns();
+        let mut quiet_since = self.now;
         while !self.pipeline.stopping() {
             self.obey();
             let start = clock::tsc();
             let frames = self.round();
-            let now = clock::now_ns();
             if frames > 0 {
                 let counters = &self.pipeline.shared().counters[self.index];
                 counters.busy_cycles.add(clock::tsc().wrapping_sub(start));
                 counters.frames.add(frames as u64);
-                quiet_since = now;
-                if !self.owed.is_empty() && now - self.owed_since >= CALL_DELAY_NS {
-                    self.call_owed();
-                }
-            } else if self.mode == PollMode::Adaptive && now - quiet_since >= self.spin_ns {
+            }
+            // The only reading of the clock in a round: all times are of its end.
+            self.now = clock::now_ns();
+            if !self.owed.is_empty() && self.now - self.owed_since >= CALL_DELAY_NS {
+                self.call_owed();
+            }
+            if frames > 0 {
+                quiet_since = self.now;
+            } else if self.mode == PollMode::Adaptive && self.now - quiet_since >= self.spin_ns {
                 self.sleep();
-                quiet_since = clock::now_ns();
+                quiet_since = self.now;
                 continue;
             }
-            if now - self.last_look >= LOOK_NS {
-                self.last_look = now;
+            if self.now - self.last_look >= LOOK_NS {
+                self.last_look = self.now;
                 self.pipeline.shared().counters[self.index].looks.add(1);
                 self.look(Some(Duration::ZERO));
-                self.cool(now);
+                self.cool(self.now);
             }
         }
     }
@@ -123,28 +130,29 @@ impl Worker {
     /// Takes one burst from each hot source. Returns how many frames there were.
     #[inline]
     fn round(&mut self) -> usize {
+        let seconds = clock::coarse_seconds();
         let mut total = 0;
         for position in 0..self.hot.len() {
             let index = self.hot[position] as usize;
-            match self.take_burst(index) {
+            match self.take_burst(index, seconds) {
                 Outcome::Worked { frames, owes_call } => {
                     total += frames;
-                    self.sources[index].last_work = clock::now_ns();
+                    self.sources[index].last_work = self.now;
                     if owes_call {
                         self.owe(index);
                     }
                 }
-                Outcome::Busy => self.sources[index].last_work = clock::now_ns(),
+                Outcome::Busy => self.sources[index].last_work = self.now,
                 Outcome::Quiet => {}
             }
         }
         total
     }
 
+    /// Takes a burst from a source and switches it. `now` is in seconds.
     #[inline]
-    fn take_burst(&mut self, index: usize) -> Outcome {
+    fn take_burst(&mut self, index: usize, now: u32) -> Outcome {
         let Source { port, pair, .. } = &self.sources[index];
-        let now = clock::coarse_seconds();
         let Self { pipeline, pool, frames, reader, .. } = self;
         match &port.kind {
             Kind::Vhost(vhost) => from_guest(port, vhost, *pair, pipeline, pool, frames, now),
@@ -156,7 +164,7 @@ impl Worker {
     fn owe(&mut self, index: usize) {
         if !std::mem::replace(&mut self.sources[index].owes_call, true) {
             if self.owed.is_empty() {
-                self.owed_since = clock::now_ns();
+                self.owed_since = self.now;
             }
             self.owed.push(index as u32);
         }
@@ -179,7 +187,7 @@ impl Worker {
             source.owes_call = false;
             false
         });
-        self.owed_since = clock::now_ns();
+        self.owed_since = self.now;
     }
 
     /// Makes the hot sources cold that were quiet for long, if nothing came meanwhile.
@@ -200,7 +208,7 @@ impl Worker {
             return;
         }
         if !self.owed.is_empty() {
-            let left = CALL_DELAY_NS.saturating_sub(clock::now_ns() - self.owed_since);
+            let left = CALL_DELAY_NS.saturating_sub(self.now - self.owed_since);
             self.look(Some(Duration::from_nanos(left)));
             if self.hot.is_empty() {
                 self.call_owed();
@@ -208,9 +216,9 @@ impl Worker {
             return;
         }
         self.pipeline.shared().counters[self.index].sleeps.add(1);
-        let before = clock::now_ns();
+        let before = self.now;
         self.look(Some(SLEEP_MAX));
-        let slept = clock::now_ns() - before;
+        let slept = self.now - before;
         self.spin_ns = if slept < SPIN_MAX_NS {
             (self.spin_ns + SPIN_STEP_NS).min(SPIN_MAX_NS)
         } else {
@@ -224,9 +232,10 @@ impl Worker {
         let Ok(_) = self.mailbox.poller.wait(&mut self.events, timeout) else {
             return;
         };
-        let Self { events, sources, hot, .. } = self;
+        self.now = clock::now_ns();
+        let Self { events, sources, hot, now, .. } = self;
         for token in events.tokens().filter(|token| *token != Mailbox::WAKE) {
-            heat(sources, hot, token as u32);
+            heat(sources, hot, token as u32, *now);
         }
     }
 
@@ -238,7 +247,9 @@ impl Worker {
         };
         for order in orders {
             match order {
-                Order::Look { source } => heat(&mut self.sources, &mut self.hot, source),
+                Order::Look { source } => {
+                    heat(&mut self.sources, &mut self.hot, source, self.now);
+                }
                 Order::Announce { port, mac } => self.announce(port, mac),
             }
         }
@@ -259,11 +270,11 @@ impl Worker {
 }
 
 /// Makes a source hot.
-fn heat(sources: &mut [Source], hot: &mut Vec<u32>, index: u32) {
+fn heat(sources: &mut [Source], hot: &mut Vec<u32>, index: u32, now: u64) {
     let Some(source) = sources.get_mut(index as usize) else {
         return;
     };
-    source.last_work = clock::now_ns();
+    source.last_work = now;
     if !source.hot {
         source.hot = true;
         set_kicks(source, false);
