@@ -3,6 +3,8 @@
 //! One binary, so that the crates are linked once. They need root (namespaces, TAP devices) and
 //! the programs that `tests/run` installs; a test that misses something fails and says what.
 #![forbid(unsafe_code)]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
-#[expect(dead_code, reason = "the tests that use it come with the switch")]
+#[allow(dead_code, reason = "each test uses a part of it")]
 mod support;
+mod switching;

@@ -3,6 +3,8 @@
 //! Everything is released on drop, children by their own process id. Trouble is a panic with the
 //! log of the process concerned.
 
+pub mod balance;
+pub mod lan;
 pub mod netns;
 pub mod proc;
 pub mod qemu;

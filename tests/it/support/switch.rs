@@ -18,6 +18,7 @@ pub struct Builder<'a> {
     ports: Vec<String>,
     uplink: Option<String>,
     netns: Option<&'a Netns>,
+    settings: Option<String>,
     more: Vec<String>,
 }
 
@@ -40,6 +41,13 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Starts it from a configuration file: these settings, and behind them the ports given by
+    /// [`Builder::port`]. Arguments that a file has a key for can't be given besides.
+    pub fn settings(mut self, toml: &str) -> Self {
+        self.settings = Some(toml.to_owned());
+        self
+    }
+
     /// More arguments for `ringswitch run`.
     pub fn args(mut self, more: &[&str]) -> Self {
         self.more.extend(more.iter().map(ToString::to_string));
@@ -55,9 +63,16 @@ impl<'a> Builder<'a> {
             None => Command::new(binary),
         };
         command.arg("run");
-        for name in &self.ports {
-            let socket = socket_in(dir.path(), name);
-            command.args(["--port", &format!("{name}={}", socket.display())]);
+        if let Some(settings) = &self.settings {
+            let path = dir.path().join("ringswitch.toml");
+            std::fs::write(&path, settings.clone() + &self.port_tables(dir.path()))
+                .expect("a configuration file");
+            command.arg("--config").arg(path);
+        } else {
+            for name in &self.ports {
+                let socket = socket_in(dir.path(), name);
+                command.args(["--port", &format!("{name}={}", socket.display())]);
+            }
         }
         if let Some(uplink) = &self.uplink {
             command.args(["--uplink", uplink]);
@@ -67,6 +82,18 @@ impl<'a> Builder<'a> {
         let mut switch = Switch { process, ports: self.ports, dir };
         switch.wait_for_sockets();
         switch
+    }
+
+    /// The vhost-user ports as tables of a configuration file.
+    fn port_tables(&self, dir: &Path) -> String {
+        let table = |name: &String| {
+            let socket = socket_in(dir, name);
+            format!(
+                "\n[[port]]\nname = \"{name}\"\ntype = \"vhost-user\"\nsocket = \"{}\"\n",
+                socket.display()
+            )
+        };
+        self.ports.iter().map(table).collect()
     }
 }
 
