@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod layouts;
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod support;
 mod switching;
