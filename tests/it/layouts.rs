@@ -109,7 +109,7 @@ fn frames_are_sent_from_two_regions() {
             for layout in [Layout::whole(), Layout::whole().in_indirect_table()] {
                 assert!(a.queue(0).tx.post_at(addr, &frame, &layout));
                 send(&mut a, &[]);
-                assert!(bytes_arrived(&mut b) == [frame.bytes.clone()], "{size} cut at {cut}");
+                assert!(bytes_arrived(&mut b) == [frame.bytes.as_slice()], "{size} cut at {cut}");
             }
         }
     }
@@ -129,7 +129,7 @@ fn frames_are_received_into_two_regions() {
             assert!(rx.post_pieces(&[Piece { addr, len: 66_000 }], indirect));
             let frame = Frame::pattern(mac(2), mac(1), size, seed as u32);
             send(&mut a, std::slice::from_ref(&frame));
-            assert!(bytes_arrived(&mut b) == [frame.bytes.clone()], "{size} cut at {cut}");
+            assert!(bytes_arrived(&mut b) == [frame.bytes.as_slice()], "{size} cut at {cut}");
         }
     }
     switch.stop();
@@ -149,7 +149,7 @@ fn done_when_4_bytes_copied_equal_bytes_delivered_guest_to_guest() {
     send(&mut b, &[Frame::pattern(mac(9), mac(2), 60, 3)]);
     for frame in &frames {
         send(&mut a, std::slice::from_ref(frame));
-        assert_eq!(bytes_arrived(&mut b), [frame.bytes.clone()]);
+        assert_eq!(bytes_arrived(&mut b), [frame.bytes.as_slice()]);
     }
     assert_eq!(bytes_arrived(&mut c).len(), 2, "the two that flooded");
     let statistics = switch.statistics();
