@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod layouts;
+mod offload;
 mod queues;
 mod rings;
 #[allow(dead_code, reason = "each test uses a part of it")]
