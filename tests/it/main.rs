@@ -12,3 +12,4 @@ mod rings;
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod support;
 mod switching;
+mod tap;

@@ -16,6 +16,7 @@
 //! | [`guest`] | a guest: sends and receives frames over its queues |
 //! | [`migrate`] | dirty logging as a migrating VMM does it |
 //! | [`frames`] | frames to send, checks of frames received |
+//! | [`host`] | sockets in network namespaces, for what is on the other side of a TAP |
 //!
 //! A fault of the *device* (a used entry for a buffer it does not own, a ring index that jumps) is
 //! a panic: in a test, that is the verdict. A fault of the *connection* is an `io::Error`.
@@ -36,6 +37,7 @@
 pub mod features;
 pub mod frames;
 pub mod guest;
+pub mod host;
 pub mod layout;
 pub mod memory;
 pub mod migrate;
