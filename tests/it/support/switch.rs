@@ -170,6 +170,10 @@ impl Switch {
     }
 
     fn wait_for_sockets(&mut self) {
+        if self.ports.is_empty() {
+            // Sockets come last; without one, only the log tells that the other ports are there.
+            self.process.output_with("ready: ", 0, PATIENCE);
+        }
         wait_for("socket for each port", PATIENCE, || {
             let ended = self.process.ended();
             assert!(ended.is_none(), "the switch ended at once: {ended:?}");
