@@ -220,6 +220,46 @@ fn open_checksums_pass_or_are_completed() {
 }
 
 #[test]
+fn checksums_of_unknown_protocols_are_completed_where_the_header_says() {
+    let (switch, mut a, mut receivers) = all_kinds();
+    // Odd and even; within the 128 bytes that are fetched first, across their end, behind it.
+    let places = [(14, 0), (20, 5), (21, 4), (34, 7), (100, 26), (120, 7), (130, 9), (14, 240)];
+    for (start, offset) in places {
+        for len in [300, 301, 9001] {
+            let header = Header {
+                flags: NEEDS_CSUM,
+                csum_start: start,
+                csum_offset: offset,
+                ..Header::default()
+            };
+            let frame = Frame::pattern([0xff; 6], mac(1), len, 5).with_header(header);
+            send(&mut a, std::slice::from_ref(&frame));
+            let mut complete = frame.bytes.clone();
+            let sum = Sum16BitWords::new().add_slice(&complete[usize::from(start)..]);
+            let at = usize::from(start + offset);
+            complete[at..at + 2].copy_from_slice(&sum.ones_complement().to_ne_bytes());
+            for (kind, _, guest) in &mut receivers {
+                let received = arrived(guest);
+                assert_eq!(received.len(), 1);
+                let open = *kind != Accepts::Nothing;
+                assert_eq!(received[0].header[0], if open { NEEDS_CSUM } else { 0 });
+                let expected = if open { &frame.bytes } else { &complete };
+                assert!(received[0].bytes == *expected, "{start}+{offset} of {len} at {kind:?}");
+            }
+        }
+    }
+    // A field that far behind the headers is no checksum's.
+    let far = Header { flags: NEEDS_CSUM, csum_start: 14, csum_offset: 5000, ..Header::default() };
+    send(&mut a, &[Frame::pattern([0xff; 6], mac(1), 9000, 5).with_header(far)]);
+    let counts = receivers.each_mut().map(|(_, _, guest)| arrived(guest).len());
+    assert_eq!(counts, [1, 1, 0]);
+    let statistics = finish(switch);
+    assert_eq!(statistics.port("none", "drop_bad_offload"), 1);
+    assert_eq!(statistics.port("none", "checksummed_frames"), places.len() as u64 * 3);
+    assert_eq!(statistics.dropped(), 1);
+}
+
+#[test]
 fn segmentable_frames_pass_whole_or_are_segmented() {
     let (switch, mut a, mut receivers) = all_kinds();
     let (mut frames, mut segments, mut bytes) = (0, 0, 0);

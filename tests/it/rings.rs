@@ -198,7 +198,8 @@ fn write_chains(a: &Guest, good: &Frame) -> Chains {
     let one = table(&[plain]);
     let nested = table(&[to(one, 16, INDIRECT, 0)]);
     let looped = table(&[to(buffer, 10, NEXT, 1), to(buffer, 1, NEXT, 0)]);
-    let beyond = table(&[to(buffer, 36, NEXT, 7), to(buffer, 36, 0, 0)]);
+    // The third entry is a good one, and lies behind the end of the table.
+    let beyond = table(&[to(buffer, 36, NEXT, 2), plain, to(buffer + 36, 36, 0, 0)]);
     let written = table(&[to(buffer, 72, WRITE, 0)]);
     let many = vec![to(buffer, 1, NEXT, 1); 4000];
     let many: Vec<_> = (1..).zip(many).map(|(next, d)| Descriptor { next, ..d }).collect();
