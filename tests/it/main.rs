@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod guests;
 mod layouts;
+mod leaks;
 mod offload;
 mod queues;
 mod rings;
@@ -13,3 +15,4 @@ mod rings;
 mod support;
 mod switching;
 mod tap;
+mod testpmd;

@@ -5,6 +5,7 @@
 
 pub mod balance;
 pub mod lan;
+pub mod machines;
 pub mod netns;
 pub mod proc;
 pub mod qemu;

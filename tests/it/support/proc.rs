@@ -132,6 +132,8 @@ pub struct Holdings {
     pub mappings: usize,
     /// Resident memory in KiB.
     pub rss_kib: u64,
+    /// That part of it which is the process's own, and not memory that guests share with it.
+    pub private_kib: u64,
 }
 
 /// What process `pid` holds now.
@@ -139,15 +141,17 @@ pub fn holdings(pid: u32) -> Holdings {
     let entries =
         |what| fs::read_dir(format!("/proc/{pid}/{what}")).expect("a live process").count();
     let text = |what| fs::read_to_string(format!("/proc/{pid}/{what}")).expect("a live process");
-    let rss_kib = text("status")
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
-        .expect("VmRSS in the status");
+    let status = text("status");
+    let kib = |name: &str| -> u64 {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix(" kB"));
+        value.and_then(|value| value.trim().parse().ok()).expect("a number of kB in the status")
+    };
     Holdings {
         fds: entries("fd"),
         threads: entries("task"),
         mappings: text("maps").lines().count(),
-        rss_kib,
+        rss_kib: kib("VmRSS:"),
+        private_kib: kib("RssAnon:"),
     }
 }
 
