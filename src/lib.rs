@@ -7,7 +7,7 @@
 //!
 //! Imports go only towards the left; modules of one group never import each other:
 //!
-//! `sys wire config | mem table | frame ring | stage port vhost_user | worker | control | main`
+//! `sys wire config | mem table | frame | ring | stage port vhost_user | worker | control | main`
 //!
 //! | module | job |
 //! |---|---|

@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod cli;
 mod guests;
+mod house;
 mod layouts;
 mod leaks;
 mod offload;

@@ -7,6 +7,8 @@ use crate::support::lan::{PATIENCE, arrived, attach, bytes_arrived, send};
 use crate::support::switch::{Statistics, Switch};
 use crate::support::wait_for;
 
+/// No guest received the frame.
+const NOBODY: [usize; 0] = [];
 const BROADCAST: [u8; 6] = [0xff; 6];
 
 /// A switch with ports `a`, `b` and `c`, and their guests.
@@ -117,7 +119,7 @@ fn frames_for_stations_behind_their_own_port_are_dropped() {
     receivers(&mut guests, 0, &frame(BROADCAST, mac(12), 2));
     for (destination, source) in [(12, 11), (11, 12), (11, 11)] {
         let frame = frame(mac(destination), mac(source), 3);
-        assert_eq!(receivers(&mut guests, 0, &frame), []);
+        assert_eq!(receivers(&mut guests, 0, &frame), NOBODY);
     }
     let statistics = finish(switch);
     assert_eq!(statistics.port("a", "drop_no_destination"), 3);
@@ -129,7 +131,7 @@ fn reserved_group_addresses_do_not_cross() {
     let (switch, mut guests) = three();
     for last in 1..=0xf {
         let frame = frame([0x01, 0x80, 0xc2, 0, 0, last], mac(1), last.into());
-        assert_eq!(receivers(&mut guests, 0, &frame), [], "01-80-C2-00-00-{last:02X}");
+        assert_eq!(receivers(&mut guests, 0, &frame), NOBODY, "01-80-C2-00-00-{last:02X}");
     }
     // They come from a station all the same.
     assert_eq!(receivers(&mut guests, 1, &frame(mac(1), mac(2), 1)), [0]);
@@ -184,7 +186,7 @@ fn a_guest_that_invents_addresses_harms_only_itself() {
     for guest in &mut guests {
         assert_eq!(bytes_arrived(guest).len(), 1);
     }
-    assert_eq!(receivers(&mut guests, 1, &frame(mac(4), mac(2), 1)), []);
+    assert_eq!(receivers(&mut guests, 1, &frame(mac(4), mac(2), 1)), NOBODY);
     assert_eq!(bytes_arrived(&mut late).len(), 1);
     let statistics = finish(switch);
     assert_eq!(statistics.port("a", "drop_no_destination"), u64::from(INVENTED));
