@@ -137,13 +137,15 @@ impl Worker {
             match self.take_burst(index, seconds) {
                 Outcome::Worked { frames, owes_call } => {
                     total += frames;
-                    self.sources[index].last_work = self.now;
+                    let source = &mut self.sources[index];
+                    source.last_work = self.now;
+                    source.drained = false;
                     if owes_call {
                         self.owe(index);
                     }
                 }
                 Outcome::Busy => self.sources[index].last_work = self.now,
-                Outcome::Quiet => {}
+                Outcome::Quiet => self.sources[index].drained = true,
             }
         }
         total
@@ -275,6 +277,7 @@ fn heat(sources: &mut [Source], hot: &mut Vec<u32>, index: u32, now: u64) {
         return;
     };
     source.last_work = now;
+    source.drained = false;
     if !source.hot {
         source.hot = true;
         set_kicks(source, false);
@@ -290,8 +293,8 @@ fn set_kicks(source: &Source, wanted: bool) -> bool {
             Some(ring) => ring.try_lock().is_none_or(|mut ring| ring.want_kicks(wanted)),
             None => false,
         },
-        // Edge triggered: a frame that comes after the last read makes an event.
-        Kind::Tap(_) => false,
+        // Edge triggered: only a frame that comes after a read that found nothing makes an event.
+        Kind::Tap(_) => wanted && !source.drained,
     }
 }
 

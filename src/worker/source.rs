@@ -16,6 +16,8 @@ pub(super) struct Source {
     pub hot: bool,
     /// Its guest may want a call for completed buffers.
     pub owes_call: bool,
+    /// The last look at it found nothing.
+    pub drained: bool,
     /// When it last had frames, or became hot; ns of the monotonic clock.
     pub last_work: u64,
 }
@@ -56,7 +58,14 @@ impl Placement {
                     let port = Arc::clone(port);
                     sources.push((
                         index,
-                        Source { port, pair, hot: false, owes_call: false, last_work: 0 },
+                        Source {
+                            port,
+                            pair,
+                            hot: false,
+                            owes_call: false,
+                            drained: true,
+                            last_work: 0,
+                        },
                     ));
                 }
             }
