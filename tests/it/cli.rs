@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use fakeguest::frames::{Frame, mac};
@@ -355,6 +355,17 @@ fn sigterm_and_sigint_end_it_and_take_only_its_sockets() {
     }
 }
 
+/// A child that ends with the test, however that ends.
+struct KilledOnDrop(Child);
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        // It has ended by itself if the test passes.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_second_signal_ends_it_when_it_hangs() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -365,14 +376,14 @@ fn a_second_signal_ends_it_when_it_hangs() {
     let port = format!("vm1={}", socket.display());
     let mut command = ringswitch(&["run", "--port", &port]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
-    let mut child = command.spawn().expect("the program");
+    let mut child = KilledOnDrop(command.spawn().expect("the program"));
     drop(command);
     wait_for("socket", PATIENCE, || socket.exists().then_some(()));
     let mut signals = 0;
     let status = wait_for("end", PATIENCE, || {
-        must(Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]));
+        must(Command::new("sh").args(["-c", &format!("kill -TERM {}", child.0.id())]));
         signals += 1;
-        child.try_wait().expect("a child")
+        child.0.try_wait().expect("a child")
     });
     assert_eq!(status.code(), Some(143), "after {signals} signals");
     assert!(signals >= 2, "one signal ends in order, and that hangs");

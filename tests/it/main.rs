@@ -7,9 +7,11 @@
 
 mod cli;
 mod guests;
+mod hostile;
 mod house;
 mod layouts;
 mod leaks;
+mod lifecycle;
 mod offload;
 mod queues;
 mod rings;

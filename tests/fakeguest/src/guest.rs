@@ -43,6 +43,9 @@ pub struct Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        // A process that another thread is just starting may hold a copy of the socket until its
+        // exec; a guest that dies holds nothing. Fails if the backend has closed it already.
+        let _ = self.connection.stream().shutdown(std::net::Shutdown::Both);
         if self.listener.is_some() {
             // It may have been replaced or removed by the test: nothing to do about that.
             let _ = std::fs::remove_file(&self.settings.path);

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::wait_for;
 
@@ -152,6 +152,22 @@ pub fn holdings(pid: u32) -> Holdings {
         mappings: text("maps").lines().count(),
         rss_kib: kib("VmRSS:"),
         private_kib: kib("RssAnon:"),
+    }
+}
+
+/// Waits until process `pid` holds as many descriptors and threads as `before`, and hardly more
+/// mappings: the allocator may keep a few.
+pub fn holds_again(pid: u32, before: Holdings) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let now = holdings(pid);
+        if (now.fds, now.threads) == (before.fds, before.threads)
+            && now.mappings <= before.mappings + 10
+        {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it holds {now:?}, and before {before:?}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
