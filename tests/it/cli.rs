@@ -17,7 +17,7 @@ use super::support::switch::Switch;
 use super::support::{unique, wait_for};
 
 /// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program with these arguments, in an empty environment but for the path.
 fn ringswitch(args: &[&str]) -> Command {

@@ -21,7 +21,7 @@ use super::support::switch::Switch;
 use super::support::wait_for;
 
 /// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Frames of each exchange.
 const COUNT: u64 = 20;
 

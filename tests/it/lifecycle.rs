@@ -21,7 +21,7 @@ use super::support::switch::{Statistics, Switch};
 use super::support::wait_for;
 
 /// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing must come for there to be nothing.
 const SILENCE: Duration = Duration::from_millis(100);
 /// A page of the dirty log, bytes.

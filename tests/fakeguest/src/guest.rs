@@ -16,7 +16,7 @@ use crate::setup::Builder;
 use crate::split::SplitRing;
 
 /// How long [`Guest::send`] waits for room in the ring.
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The rings of one queue pair. Ring `2k` of the device is `rx` of pair `k`, `2k + 1` its `tx`.
 #[derive(Debug)]

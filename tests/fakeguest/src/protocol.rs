@@ -15,7 +15,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use crate::memory::Region;
 
 /// How long a reply may take.
-pub const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Header flags: the protocol's version.
 pub const VERSION: u32 = 1;

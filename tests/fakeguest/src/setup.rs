@@ -19,7 +19,7 @@ use crate::queue::{RxQueue, TxQueue, slots_footprint};
 use crate::split::{INDIRECT_MAX, SplitRing};
 
 /// How long to wait for the backend to come up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Device status (virtio 1.2, section 2.1): ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK.
 const STATUS_RUNNING: u64 = 0xf;

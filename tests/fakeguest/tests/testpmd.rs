@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fakeguest::layout::Piece;
 use fakeguest::{Builder, Frame, Guest, Layout, Role, SetupOrder, features, frames};
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(30);
 
 /// A testpmd that connects port 0 with port 1. Ended by its pid on drop.
 struct Testpmd {

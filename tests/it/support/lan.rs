@@ -11,7 +11,7 @@ use fakeguest::{Builder, Frame, Guest, Layout, Received};
 use super::switch::Switch;
 
 /// How long the switch may take for the frames of a test.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Settings of a guest on a port.
 pub fn guest(switch: &Switch, port: &str) -> Builder {

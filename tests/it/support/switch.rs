@@ -10,7 +10,7 @@ use super::proc::Process;
 use super::wait_for;
 
 /// How long the switch may take to start, to stop, to print its statistics.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to start.
 #[derive(Debug, Default)]
