@@ -72,8 +72,6 @@ pub struct SplitRing {
     /// Whether the driver was asked to kick; None until one of both was said: the guest's memory
     /// may still hold what an earlier device wanted.
     pub kicks_wanted: Option<bool>,
-    /// No notification decision was made yet: the next one is "yes".
-    never_notified: bool,
 }
 
 // SAFETY: the pointers lie in shared memory that is only accessed through raw pointers, under
@@ -109,7 +107,6 @@ impl SplitRing {
             event_idx: features & feature::EVENT_IDX != 0,
             indirect: features & feature::INDIRECT_DESC != 0,
             kicks_wanted: None,
-            never_notified: true,
         };
         // SAFETY: the used ring's header was located above.
         let used_idx = unsafe { ring.used.add(2).cast::<u16>().read_volatile() };
@@ -249,14 +246,13 @@ impl SplitRing {
         if old == new {
             return false;
         }
-        let first = std::mem::take(&mut self.never_notified);
         if self.event_idx {
             let offset = RING_HEADER + 2 * usize::from(self.size);
             // SAFETY: `used_event` is the word behind the available ring; it was located.
             let event = unsafe { self.avail.add(offset).cast::<u16>().read_volatile() };
             let event = u16::from_le(event);
             // Section 2.7.10: is `event` among the entries old..new?
-            first || new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
             // SAFETY: the available ring's header was located.
             let flags = u16::from_le(unsafe { self.avail.cast::<u16>().read_volatile() });

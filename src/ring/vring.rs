@@ -210,6 +210,8 @@ impl Ring {
             header: if has(feature::VERSION_1) || has(feature::MRG_RXBUF) { 12 } else { 10 },
             mergeable: has(feature::MRG_RXBUF),
         }));
+        // A device before us may have died owing a call.
+        self.call_guest();
         Ok(true)
     }
 
