@@ -13,8 +13,8 @@ use crate::wait;
 
 /// Longest frame that a packet socket passes on here.
 const FRAME_MAX: usize = 70_000;
-/// Room for frames that wait in a packet socket, bytes.
-const BUFFER: libc::c_int = 8 << 20;
+/// Room for frames that wait in a packet socket or were sent and aren't taken, bytes.
+const BUFFER: libc::c_int = 32 << 20;
 
 /// Runs `job` in the network namespace that `ip netns` calls `name`.
 ///
@@ -57,16 +57,18 @@ impl PacketSocket {
         if index == 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: one int, of the length given.
-        check(unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVBUFFORCE,
-                std::ptr::from_ref(&BUFFER).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        })?;
+        for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+            // SAFETY: one int, of the length given.
+            check(unsafe {
+                libc::setsockopt(
+                    fd.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    option,
+                    std::ptr::from_ref(&BUFFER).cast(),
+                    size_of::<libc::c_int>() as libc::socklen_t,
+                )
+            })?;
+        }
         // SAFETY: all zeros is a value of this plain C struct.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
