@@ -50,7 +50,14 @@ fn quiet() -> Netns {
     netns
 }
 
+/// Checks that pings come back, all of them once the first did: a link that was just made may need
+/// a moment for itself.
 fn assert_pings(netns: &Netns, address: &str) {
+    wait_for("answer to a ping", PATIENCE, || {
+        let mut ping = netns.command("ping");
+        let output = ping.args(["-n", "-c", "1", "-W", "1", address]).output().expect("ping");
+        output.status.success().then_some(())
+    });
     let text = netns.run(&format!("ping -n -c 3 -i 0.2 -W 10 {address}"));
     assert!(text.contains(" 0% packet loss"), "{text}");
 }
