@@ -78,6 +78,8 @@ pub struct Ring {
     /// SET_VRING_KICK came: the frontend started the ring.
     started: bool,
     enabled: bool,
+    /// Frames are taken although the ring is disabled.
+    drained: bool,
     features: u64,
     accepts: Offloads,
     sends: Offloads,
@@ -152,9 +154,15 @@ impl Ring {
         self.err = err;
     }
 
-    /// SET_VRING_ENABLE. A disabled ring isn't touched.
+    /// SET_VRING_ENABLE. A disabled ring isn't touched, unless it is drained.
     pub fn set_enabled(&mut self, enabled: bool) {
         self.enabled = enabled;
+    }
+
+    /// Has the frames in a transmit ring taken although it is disabled, which the vhost-user
+    /// specification ("Ring states") allows for network devices.
+    pub fn set_drained(&mut self, drained: bool) {
+        self.drained = drained;
     }
 
     /// Sets the negotiated features. They count from now on, also on a running ring: clearing
@@ -218,7 +226,7 @@ impl Ring {
     /// Whether a worker may use the ring.
     #[inline]
     pub fn is_running(&self) -> bool {
-        self.enabled && self.live.is_some()
+        (self.enabled || self.drained) && self.live.is_some()
     }
 
     /// Offloads that the driver accepts in frames that it receives.
@@ -270,7 +278,10 @@ impl Ring {
     ///
     /// Returns whether the worker must look again: buffers came while kicks were suppressed.
     pub fn want_kicks(&mut self, wanted: bool) -> bool {
-        let Some(live) = self.live.as_mut().filter(|_| self.enabled) else {
+        if !self.is_running() {
+            return false;
+        }
+        let Some(live) = &mut self.live else {
             return false;
         };
         if wanted {

@@ -13,6 +13,11 @@
 //! A ring runs when it has its size, addresses, memory and a kick and is enabled, in any order.
 //! QEMU enables before it negotiates features, and sends one set of messages for each queue pair.
 //!
+//! A transmit ring that is disabled while others are enabled is drained: a guest that gives up a
+//! queue pair (`ethtool -L`) may have posted frames there a moment before, and Linux doesn't send
+//! a TCP segment again while the ring still has it: its connections would hang. When all rings
+//! are disabled, which is how Cloud Hypervisor pauses, none is touched.
+//!
 //! Kick descriptors stay here; a worker watches them. It is told to watch a descriptor before the
 //! ring runs, and to stop before the descriptor is closed: the frontend holds a duplicate, so
 //! closing ours does not take it out of the worker's epoll.
@@ -313,7 +318,7 @@ impl Session {
         })
     }
 
-    /// SET_VRING_ENABLE, at any time. A disabled ring is not touched.
+    /// SET_VRING_ENABLE, at any time. A disabled ring is not touched, but for draining.
     pub fn set_enabled(&mut self, index: u32, enabled: u32) -> Result<(), Refusal> {
         let ring = self.index(index)?;
         let on = match enabled {
@@ -444,7 +449,9 @@ impl Session {
         let (mut running, mut started, mut failed) = (0, 0, Vec::new());
         let mut rings = self.queues.lock_all();
         let value = f(&mut rings);
+        let any_enabled = self.enabled.contains(&true);
         for (index, ring) in rings.iter_mut().enumerate() {
+            ring.set_drained(any_enabled && index % 2 == 1);
             match ring.start_if_ready() {
                 Ok(true) => started |= bit(index),
                 Ok(false) => {}

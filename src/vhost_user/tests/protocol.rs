@@ -43,7 +43,7 @@ fn qemu_from_the_early_enable_to_migration() {
         qemu.start(first + 1);
     }
     qemu.sync();
-    assert_eq!(port.running(), [true, true, false, false]);
+    assert_eq!(port.running(), [true, true, false, true], "a transmit ring is drained");
     let told = port.told.take();
     assert_eq!(told[0], link(0, 0), "connected");
     assert!(told.contains(&link(features, 1)));
@@ -58,7 +58,7 @@ fn qemu_from_the_early_enable_to_migration() {
     port.told.await_told(&link(features, 3));
     (2..4).for_each(|ring| qemu.enable(ring, 0));
     qemu.sync();
-    assert_eq!(port.running(), [true, true, false, false]);
+    assert_eq!(port.running(), [true, true, false, true], "a transmit ring is drained");
     port.told.await_told(&link(features, 1));
 
     // stop and cont: memory is not sent again.
