@@ -150,11 +150,17 @@ impl Lan {
         self.run_for(at, line, SHORT)
     }
 
-    /// The same, with another time limit (which the host doesn't need).
+    /// The same, with another time limit.
     pub fn run_for(&mut self, at: Station, line: &str, limit: Duration) -> String {
         match at {
             Station::Guest(index) => self.guests[index].run(line, limit),
-            Station::Host => must(self.host.command("busybox").args(["sh", "-c", line])),
+            Station::Host => {
+                let seconds = limit.as_secs().to_string();
+                let mut command = self.host.command("timeout");
+                // In the foreground: a process group of its own could be stopped by a terminal.
+                command.args(["--foreground", "-s", "KILL", &seconds]);
+                must(command.args(["busybox", "sh", "-c", line]))
+            }
         }
     }
 
