@@ -84,8 +84,12 @@ impl Mailbox {
         if !self.pending.load(Ordering::Relaxed) {
             return None;
         }
-        // If control is leaving one just now, the next round takes it.
-        let mut orders = self.orders.try_lock()?;
+        let Some(mut orders) = self.orders.try_lock() else {
+            // Control is leaving one just now: the next round takes it, and its wake-up may be spent
+            // already, so that round must not sleep first.
+            self.wake();
+            return None;
+        };
         self.pending.store(false, Ordering::Relaxed);
         Some(std::mem::take(&mut orders))
     }
