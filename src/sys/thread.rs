@@ -1,6 +1,5 @@
 //! What a thread can set on itself.
 
-use std::ffi::CString;
 use std::io;
 
 /// Lets the calling thread run on processor `cpu` only (as numbered in `/proc/cpuinfo`).
@@ -20,16 +19,6 @@ pub fn pin_current(cpu: usize) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Names the calling thread in `ps -L` and `top -H`; the kernel keeps the first 15 bytes.
-pub fn set_name(name: &str) {
-    let bytes: Vec<u8> = name.bytes().filter(|&byte| byte != 0).collect();
-    let Ok(name) = CString::new(bytes) else {
-        return;
-    };
-    // SAFETY: PR_SET_NAME reads a NUL-terminated string, which `name` is.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,12 +30,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_pinned_and_named() {
+    fn a_thread_is_pinned() {
         std::thread::spawn(|| {
             pin_current(0).unwrap();
             assert_eq!(status("Cpus_allowed_list"), "0");
-            set_name("worker-0-with-a-long-name");
-            assert_eq!(status("Name"), "worker-0-with-a");
         })
         .join()
         .unwrap();
