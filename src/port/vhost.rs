@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::frame::{DropReason, Frame};
 use crate::mem::Segments;
-use crate::ring::{LinkState, Queues, Receiver, Ring, RxFault};
+use crate::ring::{AnyReceiver, Format, LinkState, Queues, Receiver, Ring, RxFault};
 use crate::wire::flow::flow_hash;
 use crate::wire::offload::{self, Offloads};
 
@@ -90,7 +90,7 @@ impl VhostPort {
             return counters.drop(DropReason::RxRingBusy, frames.count() as u64);
         };
         let accepts = ring.accepts();
-        let Some(mut receiver) = ring.transmit() else {
+        let Some(receiver) = ring.transmit() else {
             return counters.drop(DropReason::LinkDown, frames.count() as u64);
         };
         if pair != 0 && receiver.is_untouched() {
@@ -98,9 +98,9 @@ impl VhostPort {
             drop(ring);
             return self.deliver(0, frames, segments, counters);
         }
-        receiver.prepare();
-        for frame in frames {
-            deliver_frame(&mut receiver, frame, segments, accepts, counters);
+        match receiver {
+            AnyReceiver::Split(ring) => deliver_all(ring, frames, segments, accepts, counters),
+            AnyReceiver::Packed(ring) => deliver_all(ring, frames, segments, accepts, counters),
         }
         ring.publish();
         if ring.call_if_wanted() {
@@ -115,10 +115,25 @@ impl VhostPort {
     }
 }
 
+/// Copies frames to the guest.
+#[inline]
+fn deliver_all<'b, F: Format>(
+    mut receiver: Receiver<'_, F>,
+    frames: impl Iterator<Item = &'b Frame>,
+    segments: &Segments<'_>,
+    accepts: Offloads,
+    counters: &Counters,
+) {
+    receiver.prepare();
+    for frame in frames {
+        deliver_frame(&mut receiver, frame, segments, accepts, counters);
+    }
+}
+
 /// Copies one frame to the guest, converted if it has to be.
 #[inline]
-fn deliver_frame(
-    receiver: &mut Receiver<'_>,
+fn deliver_frame<F: Format>(
+    receiver: &mut Receiver<'_, F>,
     frame: &Frame,
     segments: &Segments<'_>,
     accepts: Offloads,
@@ -138,8 +153,8 @@ fn deliver_frame(
 /// Delivers a frame as the frames that its receiver accepts. It counts as delivered when all of
 /// them were; when the buffers run out in the middle, the rest is lost as on any wire.
 #[cold]
-fn convert_frame(
-    receiver: &mut Receiver<'_>,
+fn convert_frame<F: Format>(
+    receiver: &mut Receiver<'_, F>,
     frame: &Frame,
     segments: &Segments<'_>,
     accepts: Offloads,

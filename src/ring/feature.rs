@@ -29,6 +29,8 @@ pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 /// The device is not a legacy one: the header has 12 bytes.
 pub const VERSION_1: u64 = 1 << 32;
+/// Rings are packed ones.
+pub const RING_PACKED: u64 = 1 << 34;
 /// The driver takes UDP segmentation over IPv4.
 pub const GUEST_USO4: u64 = 1 << 54;
 /// The driver takes UDP segmentation over IPv6.

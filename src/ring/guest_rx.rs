@@ -12,8 +12,10 @@ use crate::mem::{DirtyLog, Tail, copy};
 use crate::sys::prefetch;
 use crate::wire::vnet::VnetHeader;
 
-use super::split::DESC_F_WRITE;
-use super::vring::Live;
+use super::format::{DESC_F_WRITE, Desc, Format, Head};
+use super::packed::PackedRing;
+use super::split::SplitRing;
+use super::vring::{Live, LiveRing};
 use super::{MAX_CHAIN, Ring};
 
 /// Buffers that are looked at in advance.
@@ -43,7 +45,7 @@ struct Piece {
 /// A receive buffer: one available chain.
 #[derive(Clone, Copy, Debug)]
 struct Buffer {
-    head: u16,
+    head: Head,
     pieces: u16,
     /// Room, bytes. Zero for a chain that breaks the rules: it is completed with length 0.
     len: u32,
@@ -54,6 +56,8 @@ struct Buffer {
 pub(super) struct Ahead {
     buffers: VecDeque<Buffer>,
     pieces: VecDeque<Piece>,
+    /// Entries of the ring that they take.
+    slots: u16,
     /// Descriptors that may still be read for this burst, so that no guest's buffers, however
     /// they are cut up, take more than their share of the worker's time.
     descriptors: usize,
@@ -65,40 +69,65 @@ unsafe impl Send for Ahead {}
 
 /// A running receive ring, for the time of a burst.
 #[derive(Debug)]
-pub struct Receiver<'r> {
-    live: &'r mut Live,
+pub struct Receiver<'r, F> {
+    live: &'r mut LiveRing<F>,
+}
+
+/// A running receive ring of one of the two formats: matched once per burst.
+#[derive(Debug)]
+pub enum AnyReceiver<'r> {
+    /// A split ring.
+    Split(Receiver<'r, SplitRing>),
+    /// A packed ring.
+    Packed(Receiver<'r, PackedRing>),
 }
 
 impl Ring {
     /// The ring as a place to put frames, or None when it doesn't run.
     #[inline]
-    pub fn transmit(&mut self) -> Option<Receiver<'_>> {
+    pub fn transmit(&mut self) -> Option<AnyReceiver<'_>> {
         if !self.is_running() {
             return None;
         }
-        let live = self.live.as_deref_mut()?;
-        live.ahead.descriptors = BURST_DESCRIPTORS;
-        // Nothing is to be done when the guest posts buffers: spare it the kicks.
-        if live.split.kicks_wanted != Some(false) {
-            live.split.suppress_kicks();
-        }
-        Some(Receiver { live })
+        Some(match self.live.as_mut()? {
+            Live::Split(live) => AnyReceiver::Split(Receiver::new(live)),
+            Live::Packed(live) => AnyReceiver::Packed(Receiver::new(live)),
+        })
     }
 }
 
-impl Receiver<'_> {
+impl AnyReceiver<'_> {
+    /// Whether the guest has posted no buffer at all since the ring exists: its driver doesn't
+    /// use this queue.
+    pub fn is_untouched(&self) -> bool {
+        match self {
+            Self::Split(ring) => ring.is_untouched(),
+            Self::Packed(ring) => ring.is_untouched(),
+        }
+    }
+}
+
+impl<'r, F: Format> Receiver<'r, F> {
+    #[inline]
+    fn new(live: &'r mut LiveRing<F>) -> Self {
+        live.ahead.descriptors = BURST_DESCRIPTORS;
+        // Nothing is to be done when the guest posts buffers: spare it the kicks.
+        if live.ring.kicks_wanted() != Some(false) {
+            live.ring.suppress_kicks();
+        }
+        Self { live }
+    }
+
     /// Looks at the buffers for the next frames.
     #[inline]
     pub fn prepare(&mut self) {
         self.live.look_ahead(LOOK_AHEAD);
     }
 
-    /// Whether the guest has posted no buffer at all since the ring exists: its driver doesn't
-    /// use this queue.
-    pub fn is_untouched(&self) -> bool {
-        self.live.split.next == 0
+    fn is_untouched(&self) -> bool {
+        self.live.ring.is_at_start()
             && self.live.ahead.buffers.is_empty()
-            && matches!(self.live.split.available(0), Ok(0))
+            && self.live.ring.has_available() == Ok(false)
     }
 
     /// Copies one frame of `len` bytes, given as `head` and `tail`, into the next buffers.
@@ -135,7 +164,7 @@ impl Receiver<'_> {
     }
 }
 
-impl Live {
+impl<F: Format> LiveRing<F> {
     /// Looks at more buffers until `target` of them are known, or there are no more.
     #[inline]
     fn look_ahead(&mut self, target: usize) {
@@ -145,30 +174,26 @@ impl Live {
         }
         // An impossible index shows in no buffers: the ring drops what is sent to it, and is
         // counted as full, until its driver mends it.
-        let more = self.split.available(known as u16).unwrap_or(0);
-        let more = usize::from(more).min(target - known).min(LOOK_AHEAD);
-        let mut heads = [0u16; LOOK_AHEAD];
-        for (index, head) in heads.iter_mut().enumerate().take(more) {
-            *head = self.split.head((known + index) as u16);
-            self.split.prefetch_desc(*head);
-        }
-        for head in heads.iter().take(more) {
+        let (mut heads, mut first) = ([Head::default(); LOOK_AHEAD], [None; LOOK_AHEAD]);
+        let heads = heads.get_mut(..(target - known).min(LOOK_AHEAD)).unwrap_or_default();
+        let more = self.ring.take(self.ahead.slots, heads, &mut first).unwrap_or(0);
+        for (head, first) in heads.iter().zip(first).take(more) {
             if self.ahead.descriptors == 0 {
                 break;
             }
-            self.add_buffer(*head);
+            self.add_buffer(*head, first);
         }
     }
 
     /// Reads one chain, checks and translates it.
     #[inline]
-    fn add_buffer(&mut self, head: u16) {
-        let Self { split, mem, ahead, .. } = self;
+    fn add_buffer(&mut self, head: Head, first: Option<Desc>) {
+        let Self { ring, mem, ahead, .. } = self;
         let pieces = &mut ahead.pieces;
         let begin = pieces.len();
         let (mut len, mut hint) = (0u32, 0);
-        let walked = split.desc(head).is_some_and(|first| {
-            let buffer = |desc: &super::split::Desc| {
+        let walked = first.is_some_and(|first| {
+            let buffer = |desc: &Desc| {
                 ahead.descriptors = ahead.descriptors.saturating_sub(1);
                 let (mut addr, mut left) = (desc.addr, desc.len);
                 if desc.flags & DESC_F_WRITE == 0 {
@@ -190,13 +215,14 @@ impl Live {
                 }
                 true
             };
-            split.walk(mem, first, buffer).is_ok()
+            ring.walk(mem, head, first, buffer).is_ok()
         });
         if !walked {
             pieces.truncate(begin);
             len = 0;
         }
         let pieces = (pieces.len() - begin) as u16;
+        ahead.slots += head.slots;
         ahead.buffers.push_back(Buffer { head, pieces, len });
     }
 
@@ -237,7 +263,8 @@ impl Live {
             };
             let written = bytes.min(u64::from(buffer.len)) as u32;
             bytes -= u64::from(written);
-            self.split.complete(buffer.head, written);
+            self.ring.complete(buffer.head, written);
+            self.ahead.slots = self.ahead.slots.saturating_sub(buffer.head.slots);
             for _ in 0..buffer.pieces {
                 self.ahead.pieces.pop_front();
             }

@@ -13,8 +13,8 @@ use crate::sys::prefetch;
 use crate::wire::vnet::VnetHeader;
 
 use super::Ring;
-use super::split::{DESC_F_WRITE, Desc};
-use super::vring::Live;
+use super::format::{BadRing, DESC_F_WRITE, Desc, Format};
+use super::vring::{LiveRing, with_live};
 
 /// The most payload of one burst, bytes: bounds how long other rings wait.
 const BURST_BYTES: u64 = 256 * 1024;
@@ -60,23 +60,63 @@ impl Ring {
         if !self.is_running() {
             return None;
         }
-        let available = match self.live.as_ref()?.split.available(0) {
+        let mut chains = Chains { first: [None; BURST], segments: std::array::from_fn(|_| 0..0) };
+        let wanted = frames.len();
+        let live = self.live.as_mut()?;
+        let count = match with_live!(live, live => live.read_first(wanted, &mut chains)) {
             Ok(0) => return None,
-            Ok(n) => n,
-            Err(_) => {
+            Ok(count) => count,
+            Err(BadRing) => {
                 self.fail();
                 return None;
             }
         };
-        let live = self.live.as_deref_mut()?;
-        let wanted = usize::from(available).min(BURST).min(frames.len());
-        let mut chains = Chains { first: [None; BURST], segments: std::array::from_fn(|_| 0..0) };
-        live.read_first(wanted, &mut chains);
-        let live = &*live;
-        let mut segments = pool.guest(&live.mem);
-        let (taken, bad_chains) = live.walk_chains(wanted, &mut chains, &mut segments);
+        with_live!(self.live.as_ref()?, live => live.take_burst(count, &mut chains, pool, frames))
+    }
+
+    /// Completes the next `taken` buffers. [`Ring::publish`] shows them to the guest.
+    #[inline]
+    pub fn complete_burst(&mut self, taken: u16) {
+        let Some(live) = &mut self.live else { return };
+        with_live!(live, live => {
+            for head in live.heads.iter().take(usize::from(taken)) {
+                live.ring.complete(*head, 0);
+            }
+        });
+    }
+}
+
+impl<F: Format> LiveRing<F> {
+    /// Reads the first descriptor of each of the next chains, up to `wanted` and up to a burst.
+    /// Returns how many there are.
+    #[inline]
+    fn read_first(&mut self, wanted: usize, chains: &mut Chains) -> Result<usize, BadRing> {
+        let wanted = wanted.min(BURST);
+        let heads = self.heads.get_mut(..wanted).unwrap_or_default();
+        let count = self.ring.take(0, heads, &mut chains.first)?;
+        for desc in chains.first.iter().take(count).flatten() {
+            if let Some((at, _)) = self.mem.translate(desc.addr, 1, &mut 0) {
+                // Payload, or the table of an indirect chain.
+                prefetch::read(at.as_ptr());
+                prefetch::read(at.as_ptr().wrapping_add(64));
+            }
+        }
+        Ok(count)
+    }
+
+    /// Takes the frames of `count` chains.
+    #[inline]
+    fn take_burst<'m>(
+        &'m self,
+        count: usize,
+        chains: &mut Chains,
+        pool: &'m mut SegmentPool,
+        frames: &'m mut [Frame],
+    ) -> Option<TxBurst<'m>> {
+        let mut segments = pool.guest(&self.mem);
+        let (taken, bad_chains) = self.walk_chains(count, chains, &mut segments);
         let (good, bad_lengths) =
-            fetch_heads(live.header, chains.segments.get(..taken)?, &mut segments, frames);
+            fetch_heads(self.header, chains.segments.get(..taken)?, &mut segments, frames);
         Some(TxBurst {
             frames: frames.get_mut(..good)?,
             segments,
@@ -85,36 +125,6 @@ impl Ring {
             // A bad chain has no segments: it was counted as too short as well.
             bad_lengths: bad_lengths.saturating_sub(bad_chains),
         })
-    }
-
-    /// Completes the next `taken` buffers. [`Ring::publish`] shows them to the guest.
-    #[inline]
-    pub fn complete_burst(&mut self, taken: u16) {
-        let Some(live) = &mut self.live else { return };
-        for head in live.heads.iter().take(usize::from(taken)) {
-            live.split.complete(*head, 0);
-        }
-    }
-}
-
-impl Live {
-    /// Reads the first descriptor of each of the next `count` chains.
-    #[inline]
-    fn read_first(&mut self, count: usize, chains: &mut Chains) {
-        for (ahead, head) in self.heads.iter_mut().enumerate().take(count) {
-            *head = self.split.head(ahead as u16);
-            self.split.prefetch_desc(*head);
-        }
-        for (first, head) in chains.first.iter_mut().zip(&self.heads).take(count) {
-            *first = self.split.desc(*head);
-            if let Some(desc) = first
-                && let Some((at, _)) = self.mem.translate(desc.addr, 1, &mut 0)
-            {
-                // Payload, or the table of an indirect chain.
-                prefetch::read(at.as_ptr());
-                prefetch::read(at.as_ptr().wrapping_add(64));
-            }
-        }
     }
 
     /// Walks the chains and lists their segments. Returns how many were taken (a burst ends when
@@ -127,7 +137,8 @@ impl Live {
         segments: &mut Segments<'_>,
     ) -> (usize, u16) {
         let (mut bytes, mut bad, mut taken) = (0u64, 0u16, 0);
-        for (first, range) in chains.first.iter().zip(&mut chains.segments).take(count) {
+        let firsts = self.heads.iter().zip(&chains.first);
+        for ((head, first), range) in firsts.zip(&mut chains.segments).take(count) {
             if bytes >= BURST_BYTES || !segments.has_room() {
                 break;
             }
@@ -135,8 +146,8 @@ impl Live {
             let begin = segments.end();
             let limit = begin + MAX_FRAME_SEGMENTS as u32;
             let walked = first.is_some_and(|first| {
-                self.split
-                    .walk(&self.mem, first, |desc| {
+                self.ring
+                    .walk(&self.mem, *head, first, |desc| {
                         bytes += DESC_BYTES + u64::from(desc.len);
                         desc.flags & DESC_F_WRITE == 0
                             && segments.end() < limit

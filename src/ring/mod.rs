@@ -1,7 +1,8 @@
 //! Virtqueues, device side.
 //!
 //! A [`Ring`] is one virtqueue of one guest: what its frontend said of it, and, while it runs, a
-//! live part with host pointers to the three areas of a split ring (virtio 1.2, 2.7).
+//! live part with host pointers to the three areas of a split or packed ring (virtio 1.2, 2.7 and
+//! 2.8; `format` says what the burst code needs of both).
 //! A worker takes a burst of frames from a transmit ring (`guest_tx`, [`Ring::receive`]) and
 //! puts frames into a receive ring (`guest_rx`, [`Ring::transmit`]).
 //!
@@ -17,13 +18,14 @@
 //! # In order
 //!
 //! Buffers are completed strictly in the order in which they were made available, so one index
-//! (`SplitRing::next`) is both the next available and the next used entry. That is
-//! what VIRTIO_F_IN_ORDER promises, and what makes a position that a frontend hands over after
-//! a crash (`used.idx`) always right.
+//! is both the next available and the next used entry. That is what VIRTIO_F_IN_ORDER promises,
+//! and what makes the position of a split ring after a crash (`used.idx`) always right.
 
 pub mod feature;
+mod format;
 mod guest_rx;
 mod guest_tx;
+mod packed;
 mod queues;
 mod split;
 mod vring;
@@ -35,7 +37,8 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use guest_rx::{Receiver, RxFault};
+pub use format::Format;
+pub use guest_rx::{AnyReceiver, Receiver, RxFault};
 pub use guest_tx::TxBurst;
 pub use queues::{LinkState, QueueEvents, Queues};
 pub use vring::{Ring, RingAddress, RingError};

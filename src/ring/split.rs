@@ -11,46 +11,20 @@ use std::sync::atomic::{Ordering, fence};
 use crate::mem::{DirtyLog, RegionMap};
 use crate::sys::prefetch;
 
+use super::format::{
+    BadChain, BadRing, DESC_F_INDIRECT, DESC_F_NEXT, DESC_SIZE, Desc, Format, Head,
+};
 use super::vring::{RingAddress, RingError};
 use super::{MAX_CHAIN, feature};
 
-/// The descriptor continues in `next`.
-const DESC_F_NEXT: u16 = 1;
-/// The buffer is for the device to write.
-pub const DESC_F_WRITE: u16 = 2;
-/// The buffer holds a table of descriptors.
-const DESC_F_INDIRECT: u16 = 4;
 /// In `avail.flags`: the driver needs no interrupt.
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 /// In `used.flags`: the device needs no kick.
 const USED_F_NO_NOTIFY: u16 = 1;
-/// Bytes of a descriptor.
-const DESC_SIZE: usize = 16;
 /// Bytes of a used entry.
 const USED_SIZE: usize = 8;
 /// Bytes before the entries of the available and the used ring: `flags` and `idx`.
 const RING_HEADER: usize = 4;
-
-/// A descriptor, as it was read.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Desc {
-    /// Guest physical address.
-    pub addr: u64,
-    /// Length, bytes.
-    pub len: u32,
-    /// DESC_F_*.
-    pub flags: u16,
-    /// Index of the chain's next descriptor, with DESC_F_NEXT.
-    pub next: u16,
-}
-
-/// A chain that breaks the rules of section 2.7.5, or holds memory that the guest doesn't have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadChain;
-
-/// The available index jumped by more than the ring's size: its content can't be trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadIndex;
 
 /// A running split ring.
 #[derive(Debug)]
@@ -62,16 +36,14 @@ pub struct SplitRing {
     /// Guest address of the used ring in the dirty log.
     used_log: Option<u64>,
     /// The next entry to take and, as completion is in order, the next to complete.
-    pub next: u16,
+    next: u16,
     /// The value of `used.idx` in guest memory.
     published: u16,
     /// Up to where it was decided whether the driver wants a call.
     decided: u16,
     event_idx: bool,
     indirect: bool,
-    /// Whether the driver was asked to kick; None until one of both was said: the guest's memory
-    /// may still hold what an earlier device wanted.
-    pub kicks_wanted: Option<bool>,
+    kicks_wanted: Option<bool>,
 }
 
 // SAFETY: the pointers lie in shared memory that is only accessed through raw pointers, under
@@ -123,21 +95,21 @@ impl SplitRing {
 
     /// How many entries the driver made available beyond the first `taken` ones.
     #[inline]
-    pub fn available(&self, taken: u16) -> Result<u16, BadIndex> {
+    fn available(&self, taken: u16) -> Result<u16, BadRing> {
         // SAFETY: the available ring's header was located, and is 2-byte aligned.
         let idx = u16::from_le(unsafe { self.avail.add(2).cast::<u16>().read_volatile() });
         // The entries and descriptors are read after the index (section 2.7.13.3).
         fence(Ordering::Acquire);
         let pending = idx.wrapping_sub(self.next);
         if pending > self.size {
-            return Err(BadIndex);
+            return Err(BadRing);
         }
         Ok(pending.saturating_sub(taken))
     }
 
     /// The head of the `ahead`th available entry that isn't taken yet. May be out of range.
     #[inline]
-    pub fn head(&self, ahead: u16) -> u16 {
+    fn head(&self, ahead: u16) -> u16 {
         let slot = self.next.wrapping_add(ahead) & self.mask();
         let offset = RING_HEADER + 2 * usize::from(slot);
         // SAFETY: slot < size, and the whole ring was located.
@@ -146,14 +118,14 @@ impl SplitRing {
 
     /// Prefetches a head's descriptor.
     #[inline]
-    pub fn prefetch_desc(&self, head: u16) {
+    fn prefetch_desc(&self, head: u16) {
         let offset = DESC_SIZE * usize::from(head & self.mask());
         prefetch::read(self.desc.as_ptr().wrapping_add(offset));
     }
 
     /// Reads descriptor `index` of the table, or None when it is out of range.
     #[inline]
-    pub fn desc(&self, index: u16) -> Option<Desc> {
+    fn desc(&self, index: u16) -> Option<Desc> {
         if index >= self.size {
             return None;
         }
@@ -161,12 +133,53 @@ impl SplitRing {
         Some(unsafe { read_desc(self.desc.as_ptr().add(DESC_SIZE * usize::from(index))) })
     }
 
-    /// Walks the chain that begins with `first` (the descriptor of its head) and gives each
-    /// buffer to `buffer`, which says false to a buffer that it can't take.
+    /// Marks the used entries that were just published, and the index.
+    #[cold]
+    fn mark_used(&self, log: &DirtyLog, base: u64) {
+        let mut at = self.published;
+        while at != self.next {
+            let slot = u64::from(at & self.mask());
+            log.mark(base.saturating_add(RING_HEADER as u64 + USED_SIZE as u64 * slot), 8);
+            at = at.wrapping_add(1);
+        }
+        log.mark(base, RING_HEADER as u64);
+    }
+
+    fn write_used_flags(&mut self, flags: u16) {
+        // SAFETY: the used ring's header was located, and is 4-byte aligned.
+        unsafe { self.used.cast::<u16>().write_volatile(flags.to_le()) };
+    }
+}
+
+impl Format for SplitRing {
     #[inline]
-    pub fn walk(
+    fn has_available(&self) -> Result<bool, BadRing> {
+        Ok(self.available(0)? > 0)
+    }
+
+    #[inline]
+    fn take(
+        &self,
+        ahead: u16,
+        heads: &mut [Head],
+        first: &mut [Option<Desc>],
+    ) -> Result<usize, BadRing> {
+        let count = usize::from(self.available(ahead)?).min(heads.len()).min(first.len());
+        for (index, head) in heads.iter_mut().enumerate().take(count) {
+            *head = Head { id: self.head(ahead.wrapping_add(index as u16)), slots: 1 };
+            self.prefetch_desc(head.id);
+        }
+        for (first, head) in first.iter_mut().zip(heads).take(count) {
+            *first = self.desc(head.id);
+        }
+        Ok(count)
+    }
+
+    #[inline]
+    fn walk(
         &self,
         mem: &RegionMap,
+        _: Head,
         first: Desc,
         mut buffer: impl FnMut(&Desc) -> bool,
     ) -> Result<(), BadChain> {
@@ -191,20 +204,18 @@ impl SplitRing {
         Err(BadChain)
     }
 
-    /// Writes the next used entry, without publishing it, and advances.
     #[inline]
-    pub fn complete(&mut self, head: u16, written: u32) {
+    fn complete(&mut self, head: Head, written: u32) {
         let slot = self.next & self.mask();
         let offset = RING_HEADER + USED_SIZE * usize::from(slot);
-        let entry = (u64::from(written) << 32 | u64::from(head)).to_le();
+        let entry = (u64::from(written) << 32 | u64::from(head.id)).to_le();
         // SAFETY: slot < size, and the whole ring was located. Entries are 4-byte aligned.
         unsafe { self.used.add(offset).cast::<u64>().write_unaligned(entry) };
         self.next = self.next.wrapping_add(1);
     }
 
-    /// Shows the completed entries to the driver: one store for all of them.
     #[inline]
-    pub fn publish(&mut self, log: Option<&DirtyLog>) {
+    fn publish(&mut self, log: Option<&DirtyLog>) {
         if self.published == self.next {
             return;
         }
@@ -219,28 +230,13 @@ impl SplitRing {
         self.published = self.next;
     }
 
-    /// Marks the used entries that were just published, and the index.
-    #[cold]
-    fn mark_used(&self, log: &DirtyLog, base: u64) {
-        let mut at = self.published;
-        while at != self.next {
-            let slot = u64::from(at & self.mask());
-            log.mark(base.saturating_add(RING_HEADER as u64 + USED_SIZE as u64 * slot), 8);
-            at = at.wrapping_add(1);
-        }
-        log.mark(base, RING_HEADER as u64);
-    }
-
-    /// How many published buffers the driver may still want to be called for.
     #[inline]
-    pub fn undecided(&self) -> u16 {
+    fn undecided(&self) -> u16 {
         self.published.wrapping_sub(self.decided)
     }
 
-    /// Whether the driver wants to be called for what was published since the last call of this
-    /// function. The caller has executed a full fence since [`Self::publish`].
     #[inline]
-    pub fn needs_call(&mut self) -> bool {
+    fn needs_call(&mut self) -> bool {
         let (old, new) = (self.decided, self.published);
         self.decided = new;
         if old == new {
@@ -260,8 +256,7 @@ impl SplitRing {
         }
     }
 
-    /// Asks the driver not to kick: for a ring that is polled or needs no attention.
-    pub fn suppress_kicks(&mut self) {
+    fn suppress_kicks(&mut self) {
         self.kicks_wanted = Some(false);
         if !self.event_idx {
             self.write_used_flags(USED_F_NO_NOTIFY);
@@ -269,9 +264,7 @@ impl SplitRing {
         // With EVENT_IDX the old `avail_event` stays: one stray kick in 65,536 buffers.
     }
 
-    /// Asks the driver to kick for the next buffer. The caller looks at the ring once more
-    /// after it: a buffer that came before this call brings no kick.
-    pub fn request_kicks(&mut self) {
+    fn request_kicks(&mut self) {
         self.kicks_wanted = Some(true);
         if self.event_idx {
             let offset = RING_HEADER + USED_SIZE * usize::from(self.size);
@@ -284,9 +277,18 @@ impl SplitRing {
         fence(Ordering::SeqCst);
     }
 
-    fn write_used_flags(&mut self, flags: u16) {
-        // SAFETY: the used ring's header was located, and is 4-byte aligned.
-        unsafe { self.used.cast::<u16>().write_volatile(flags.to_le()) };
+    #[inline]
+    fn kicks_wanted(&self) -> Option<bool> {
+        self.kicks_wanted
+    }
+
+    fn base(&self) -> u32 {
+        u32::from(self.next)
+    }
+
+    #[inline]
+    fn is_at_start(&self) -> bool {
+        self.next == 0
     }
 }
 

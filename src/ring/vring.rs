@@ -10,19 +10,24 @@ use crate::mem::{DirtyLog, RegionMap};
 use crate::wire::offload::Offloads;
 
 use super::feature;
+use super::format::{Format, Head};
 use super::guest_rx::Ahead;
+use super::packed::PackedRing;
 use super::split::SplitRing;
 
-/// The most entries of a split ring (virtio 1.2, section 2.7).
+/// The most entries of a ring (virtio 1.2, sections 2.7 and 2.8.10.1).
 const MAX_SIZE: u32 = 32768;
 
 /// Why a ring can't be used as its frontend wants.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum RingError {
-    /// SET_VRING_NUM with a size that no split ring has.
-    #[error("ring size {0} isn't a power of two from 2 to {MAX_SIZE}")]
+    /// SET_VRING_NUM with a size that no ring of the negotiated format has.
+    #[error(
+        "ring size {0} isn't from 1 to {MAX_SIZE}, or isn't a power of two from 2 on for a split \
+         ring"
+    )]
     Size(u32),
-    /// SET_VRING_BASE with more than 16 bits.
+    /// SET_VRING_BASE with more than 16 bits (split), or beyond the end of the ring (packed).
     #[error("ring base {0} is out of range")]
     Base(u32),
     /// SET_VRING_ADDR with memory that the guest doesn't share, or badly aligned.
@@ -35,7 +40,8 @@ pub enum RingError {
     },
 }
 
-/// Where a ring lies (SET_VRING_ADDR): addresses in the frontend's address space.
+/// Where a ring lies (SET_VRING_ADDR): addresses in the frontend's address space. For a packed ring
+/// they are those of the descriptor ring, the driver's and the device's event suppression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddress {
     /// Descriptor table.
@@ -44,18 +50,36 @@ pub struct RingAddress {
     pub avail: u64,
     /// Used ring.
     pub used: u64,
-    /// Guest address of the used ring for the dirty log (VHOST_VRING_F_LOG).
+    /// Guest address of the used ring for the dirty log (VHOST_VRING_F_LOG). Packed rings have none.
     pub log_guest_addr: Option<u64>,
 }
 
-/// The part of a ring that exists while it runs.
+/// The part of a ring that exists while it runs, in one of the two formats.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) enum Live {
+    Split(Box<LiveRing<SplitRing>>),
+    Packed(Box<LiveRing<PackedRing>>),
+}
+
+/// Evaluates an expression for the live ring of either format.
+macro_rules! with_live {
+    ($live:expr, $ring:ident => $value:expr) => {
+        match $live {
+            $crate::ring::vring::Live::Split($ring) => $value,
+            $crate::ring::vring::Live::Packed($ring) => $value,
+        }
+    };
+}
+pub(super) use with_live;
+
+/// The part of a ring of format `F` that exists while it runs.
+#[derive(Debug)]
+pub(super) struct LiveRing<F> {
     /// Receive buffers that were looked at in advance. Before `mem`: it points into it.
     pub ahead: Ahead,
-    pub split: SplitRing,
+    pub ring: F,
     /// Heads of the transmit burst that is being worked on.
-    pub heads: [u16; BURST],
+    pub heads: [Head; BURST],
     pub mem: Arc<RegionMap>,
     /// Set while the frontend wants writes to be logged.
     pub log: Option<Arc<DirtyLog>>,
@@ -73,8 +97,8 @@ pub(super) struct Live {
 pub struct Ring {
     size: Option<u16>,
     address: Option<RingAddress>,
-    /// The position while the ring isn't live.
-    base: u16,
+    /// The position while the ring isn't live, as GET_VRING_BASE tells it; None: the first one.
+    base: Option<u32>,
     /// SET_VRING_KICK came: the frontend started the ring.
     started: bool,
     enabled: bool,
@@ -87,7 +111,7 @@ pub struct Ring {
     log: Option<Arc<DirtyLog>>,
     call: Option<EventFd>,
     err: Option<EventFd>,
-    pub(super) live: Option<Box<Live>>,
+    pub(super) live: Option<Live>,
 }
 
 impl Ring {
@@ -97,7 +121,7 @@ impl Ring {
     ///
     /// [`RingError::Size`]; the ring stays as it was.
     pub fn set_num(&mut self, num: u32) -> Result<(), RingError> {
-        if !num.is_power_of_two() || !(2..=MAX_SIZE).contains(&num) {
+        if !self.can_have(num) {
             return Err(RingError::Size(num));
         }
         self.retire();
@@ -117,14 +141,25 @@ impl Ring {
         Ok(())
     }
 
-    /// Sets the position where the ring starts. It is only remembered: see
-    /// `SplitRing::locate` for the position that counts.
+    fn is_packed(&self) -> bool {
+        self.features & feature::RING_PACKED != 0
+    }
+
+    fn can_have(&self, size: u32) -> bool {
+        (1..=MAX_SIZE).contains(&size) && (self.is_packed() || size > 1 && size.is_power_of_two())
+    }
+
+    /// Sets the position where the ring starts. Of a split ring it is only remembered: see
+    /// `SplitRing::locate` and `PackedRing::locate` for the position that counts.
     ///
     /// # Errors
     ///
-    /// [`RingError::Base`] for more than 16 bits.
+    /// [`RingError::Base`] for more than 16 bits, of a split ring.
     pub fn set_base(&mut self, base: u32) -> Result<(), RingError> {
-        self.base = u16::try_from(base).map_err(|_| RingError::Base(base))?;
+        if !self.is_packed() && base > u32::from(u16::MAX) {
+            return Err(RingError::Base(base));
+        }
+        self.base = Some(base);
         Ok(())
     }
 
@@ -132,7 +167,7 @@ impl Ring {
     pub fn stop(&mut self) -> u32 {
         self.retire();
         self.started = false;
-        u32::from(self.base)
+        self.position()
     }
 
     /// SET_VRING_KICK: the ring may run. The descriptor itself is the worker's business.
@@ -199,28 +234,41 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// [`RingError::Address`]: it stays stopped until the next change.
+    /// [`RingError`]: it stays stopped until the next change.
     pub fn start_if_ready(&mut self) -> Result<bool, RingError> {
         let (None, true, Some(size), Some(address), Some(mem)) =
             (&self.live, self.started, self.size, &self.address, &self.mem)
         else {
             return Ok(false);
         };
-        let split = SplitRing::locate(mem, size, address, self.features)?;
+        if !self.can_have(u32::from(size)) {
+            // The features changed after SET_VRING_NUM.
+            return Err(RingError::Size(u32::from(size)));
+        }
+        self.live = Some(if self.is_packed() {
+            let ring = PackedRing::locate(mem, size, address, self.features, self.base)?;
+            Live::Packed(self.live_ring(mem, ring))
+        } else {
+            let ring = SplitRing::locate(mem, size, address, self.features)?;
+            Live::Split(self.live_ring(mem, ring))
+        });
+        // A device before us may have died owing a call.
+        self.call_guest();
+        Ok(true)
+    }
+
+    fn live_ring<F>(&self, mem: &Arc<RegionMap>, ring: F) -> Box<LiveRing<F>> {
         let has = |bit| self.features & bit != 0;
         let logs = has(feature::LOG_ALL);
-        self.live = Some(Box::new(Live {
+        Box::new(LiveRing {
             ahead: Ahead::default(),
-            split,
-            heads: [0; BURST],
+            ring,
+            heads: [Head::default(); BURST],
             mem: Arc::clone(mem),
             log: self.log.clone().filter(|_| logs),
             header: if has(feature::VERSION_1) || has(feature::MRG_RXBUF) { 12 } else { 10 },
             mergeable: has(feature::MRG_RXBUF),
-        }));
-        // A device before us may have died owing a call.
-        self.call_guest();
-        Ok(true)
+        })
     }
 
     /// Whether a worker may use the ring.
@@ -241,23 +289,27 @@ impl Ring {
         self.sends
     }
 
-    /// Position of the next buffer.
-    pub fn position(&self) -> u16 {
-        self.live.as_ref().map_or(self.base, |live| live.split.next)
+    /// Position of the next buffer, as GET_VRING_BASE tells it.
+    pub fn position(&self) -> u32 {
+        match &self.live {
+            Some(live) => with_live!(live, live => live.ring.base()),
+            None if self.is_packed() => self.base.unwrap_or(PackedRing::START),
+            None => self.base.unwrap_or(0),
+        }
     }
 
     /// Shows completed buffers to the guest, without calling it.
     #[inline]
     pub fn publish(&mut self) {
         if let Some(live) = &mut self.live {
-            live.split.publish(live.log.as_deref());
+            with_live!(live, live => live.ring.publish(live.log.as_deref()));
         }
     }
 
-    /// How many buffers were published since the last decision about a call.
+    /// How many entries of the ring were published since the last decision about a call.
     #[inline]
     pub fn undecided(&self) -> u16 {
-        self.live.as_ref().map_or(0, |live| live.split.undecided())
+        self.live.as_ref().map_or(0, |live| with_live!(live, live => live.ring.undecided()))
     }
 
     /// Calls the guest if it wants to be, for what was published. Returns whether it was called:
@@ -265,7 +317,8 @@ impl Ring {
     pub fn call_if_wanted(&mut self) -> bool {
         // The index is seen before the driver's wish is read (section 2.7.7.2).
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        let wanted = self.live.as_mut().is_some_and(|live| live.split.needs_call());
+        let live = self.live.as_mut();
+        let wanted = live.is_some_and(|live| with_live!(live, live => live.ring.needs_call()));
         wanted && self.call_guest()
     }
 
@@ -284,15 +337,7 @@ impl Ring {
         let Some(live) = &mut self.live else {
             return false;
         };
-        if wanted {
-            // Each time: the event index names the next buffer.
-            live.split.request_kicks();
-            return !matches!(live.split.available(0), Ok(0));
-        }
-        if live.split.kicks_wanted != Some(false) {
-            live.split.suppress_kicks();
-        }
-        false
+        with_live!(live, live => live.want_kicks(wanted))
     }
 
     /// Stops a ring whose content breaks the rules, and tells its frontend. It runs again when
@@ -310,7 +355,21 @@ impl Ring {
     fn retire(&mut self) {
         self.publish();
         if let Some(live) = self.live.take() {
-            self.base = live.split.next;
+            self.base = Some(with_live!(&live, live => live.ring.base()));
         }
+    }
+}
+
+impl<F: Format> LiveRing<F> {
+    fn want_kicks(&mut self, wanted: bool) -> bool {
+        if wanted {
+            // Each time: the event index names the next buffer.
+            self.ring.request_kicks();
+            return self.ring.has_available() != Ok(false);
+        }
+        if self.ring.kicks_wanted() != Some(false) {
+            self.ring.suppress_kicks();
+        }
+        false
     }
 }

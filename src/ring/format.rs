@@ -1,0 +1,122 @@
+//! What the burst code needs of a ring, whichever its format is.
+//!
+//! Split and packed rings (virtio 1.2, sections 2.7 and 2.8) differ in where the driver says what
+//! is available and in how the device answers; what a chain is, and what is done with it, is the
+//! same. Bursts are written once over [`Format`], and are compiled once for each format: who holds
+//! a ring of unknown format matches it once per burst (`vring::Live`).
+//!
+//! Both formats complete buffers in order, so a ring has one position. Chains that are taken but
+//! not completed begin there, and are counted in *slots*: entries of the ring. A chain takes one
+//! slot of a split ring's available ring, and as many of a packed ring as it has descriptors.
+
+use crate::mem::{DirtyLog, RegionMap};
+
+/// The descriptor continues: in `next` (split), in the next slot (packed).
+pub(super) const DESC_F_NEXT: u16 = 1;
+/// The buffer is for the device to write.
+pub(super) const DESC_F_WRITE: u16 = 2;
+/// The buffer holds a table of descriptors.
+pub(super) const DESC_F_INDIRECT: u16 = 4;
+/// Bytes of a descriptor in both formats.
+pub(super) const DESC_SIZE: usize = 16;
+
+/// A descriptor, as it was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Desc {
+    /// Guest physical address.
+    pub addr: u64,
+    /// Length, bytes.
+    pub len: u32,
+    /// DESC_F_*.
+    pub flags: u16,
+    /// Where the chain's next descriptor is, with DESC_F_NEXT: an index of the table or ring.
+    pub next: u16,
+}
+
+/// What completes a chain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head {
+    /// Split: index of the first descriptor, which may be out of range. Packed: the buffer id.
+    pub id: u16,
+    /// Entries of the ring that it takes.
+    pub slots: u16,
+}
+
+/// A chain that breaks the rules of sections 2.7.5 and 2.8.6 to 2.8.8, or holds memory that the
+/// guest doesn't have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadChain;
+
+/// The ring says what can't be, so its content can't be trusted: an available index that jumped by
+/// more than the ring's size (split), a chain that is longer than the ring (packed).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRing;
+
+/// A running ring of one format. Each word of guest memory is read once for each use, and nothing
+/// that is read is trusted.
+pub trait Format {
+    /// Whether the driver has made a buffer available that isn't completed.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRing`].
+    fn has_available(&self) -> Result<bool, BadRing>;
+
+    /// Looks at the available chains behind the first `ahead` slots: fills `heads` and `first`, as
+    /// far as there are chains, and returns how many. No first descriptor: it is out of range.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRing`].
+    fn take(
+        &self,
+        ahead: u16,
+        heads: &mut [Head],
+        first: &mut [Option<Desc>],
+    ) -> Result<usize, BadRing>;
+
+    /// Walks a chain that was just taken and gives each buffer to `buffer`, which says false to a
+    /// buffer that it can't take.
+    ///
+    /// # Errors
+    ///
+    /// [`BadChain`]; some buffers may have been given before.
+    fn walk(
+        &self,
+        mem: &RegionMap,
+        head: Head,
+        first: Desc,
+        buffer: impl FnMut(&Desc) -> bool,
+    ) -> Result<(), BadChain>;
+
+    /// Completes the chain at the position, of which the device wrote `written` bytes, without
+    /// showing it to the driver, and advances.
+    fn complete(&mut self, head: Head, written: u32);
+
+    /// Shows all completed buffers to the driver at once.
+    fn publish(&mut self, log: Option<&DirtyLog>);
+
+    /// How many published slots the driver may still want to be called for.
+    fn undecided(&self) -> u16;
+
+    /// Whether the driver wants to be called for what was published since the last call of this
+    /// function. The caller has executed a full fence since [`Self::publish`].
+    fn needs_call(&mut self) -> bool;
+
+    /// Whether the driver was asked to kick; None until one of both was said: the guest's memory
+    /// may still hold what an earlier device wanted.
+    fn kicks_wanted(&self) -> Option<bool>;
+
+    /// Asks the driver not to kick: for a ring that is polled or needs no attention.
+    fn suppress_kicks(&mut self);
+
+    /// Asks the driver to kick for the next buffer. The caller looks at the ring once more after
+    /// it: a buffer that came before this call brings no kick.
+    fn request_kicks(&mut self);
+
+    /// The position as GET_VRING_BASE tells it (vhost-user specification, "Vring base").
+    fn base(&self) -> u32;
+
+    /// Whether the ring is where a new one begins.
+    fn is_at_start(&self) -> bool;
+}
