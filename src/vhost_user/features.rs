@@ -30,8 +30,8 @@ pub const IN_ORDER: u64 = 1 << 35;
 
 /// The virtio features on offer.
 ///
-/// Not among them: ACCESS_PLATFORM (there are no IOTLB messages), RSS (no message carries its
-/// table), and RING_PACKED (there is no packed ring yet).
+/// Not among them: ACCESS_PLATFORM (there are no IOTLB messages) and RSS (no message carries its
+/// table).
 pub const OFFERED: u64 = feature::CSUM
     | feature::GUEST_CSUM
     | MTU
@@ -50,6 +50,7 @@ pub const OFFERED: u64 = feature::CSUM
     | feature::EVENT_IDX
     | PROTOCOL_FEATURES
     | feature::VERSION_1
+    | feature::RING_PACKED
     | IN_ORDER
     | feature::GUEST_USO4
     | feature::GUEST_USO6

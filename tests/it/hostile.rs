@@ -569,7 +569,7 @@ fn a_flood_of_messages_holds_up_nobody() {
     let mut bench = Bench::new();
     let guest = bench.guest();
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
-    let kick = guest.ring(1).kick.as_raw_fd();
+    let kick = guest.ring(1).signals().kick.as_raw_fd();
     let connection = guest.connection();
     std::thread::scope(|scope| {
         scope.spawn(|| {

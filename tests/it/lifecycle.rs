@@ -13,7 +13,7 @@ use fakeguest::frames::{Frame, mac};
 use fakeguest::layout::Piece;
 use fakeguest::memory::{DirtyBits, Region};
 use fakeguest::protocol::{Acks, Connection};
-use fakeguest::split::RingAddresses;
+use fakeguest::ring::RingAddresses;
 use fakeguest::{Guest, Layout, Memory, Received, Role, SetupOrder};
 
 use super::support::proc::{Process, holdings, holds_again};
@@ -573,7 +573,7 @@ fn a_call_descriptor_can_be_replaced_while_the_guest_waits() {
     bench.exchange(1);
     for seed in 2..6 {
         // As QEMU does when a guest masks its vectors: none, then the real one again.
-        let call = bench.b.ring(0).call.as_raw_fd();
+        let call = bench.b.ring(0).signals().call.as_raw_fd();
         bench.b.ring(0).arm();
         bench.b.connection().set_vring_call(0, None).expect("sent");
         bench.b.sync().expect("a round trip");

@@ -3,7 +3,8 @@
 use fakeguest::frames::{DATA_VALID, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM};
 use fakeguest::frames::{Flow, Header, mac};
 use fakeguest::layout::Piece;
-use fakeguest::split::{Descriptor, INDIRECT, NEXT, SplitRing, WRITE};
+use fakeguest::ring::Ring;
+use fakeguest::split::{Descriptor, INDIRECT, NEXT, WRITE};
 use fakeguest::{Frame, Guest, Layout, features};
 
 use crate::support::lan::{PATIENCE, arrived, arrived_on, attach, bytes_arrived, guest, send};
@@ -40,8 +41,8 @@ fn settle(switch: &mut Switch, guest: &Guest) {
 }
 
 /// Calls since the last time.
-fn calls(ring: &SplitRing) -> u64 {
-    ring.call.read().unwrap_or(0)
+fn calls(ring: &Ring) -> u64 {
+    ring.signals().call.read().unwrap_or(0)
 }
 
 #[test]
@@ -152,17 +153,17 @@ struct RawTx {
 impl RawTx {
     /// Makes these heads available in one publication and waits until all came back, in order
     /// and with length 0.
-    fn pass(&mut self, ring: &SplitRing, heads: &[u16]) {
+    fn pass(&mut self, ring: &Ring, heads: &[u16]) {
         let first = self.next;
         for head in heads {
-            ring.write_avail_entry(self.next, *head);
+            ring.split().write_avail_entry(self.next, *head);
             self.next = self.next.wrapping_add(1);
         }
-        ring.write_avail_index(self.next);
+        ring.split().write_avail_index(self.next);
         ring.kick_now();
         wait_for("buffers back", PATIENCE, || (ring.used_index() == self.next).then_some(()));
         for (slot, head) in (first..).zip(heads) {
-            assert_eq!(ring.used_entry(slot), (u32::from(*head), 0));
+            assert_eq!(ring.split().used_entry(slot), (u32::from(*head), 0));
         }
     }
 }
@@ -177,7 +178,7 @@ struct Chains {
 
 /// Writes the chains into the guest's transmit ring. `good` is the content of a good buffer.
 fn write_chains(a: &Guest, good: &Frame) -> Chains {
-    let (ring, memory) = (a.ring(1), a.memory());
+    let (ring, memory) = (a.ring(1).split(), a.memory());
     let buffer = memory.alloc(140_000, 16);
     memory.fill(buffer, 140_000, 0);
     memory.write(buffer + 12, &good.bytes);
@@ -301,7 +302,7 @@ fn broken_receive_buffers_are_passed_over() {
     let switch = Switch::builder().port("a").port("b").start();
     let mut a = attach(&switch, "a");
     let b = guest(&switch, "b").manual_posting().attach().expect("a receiver");
-    let (ring, memory) = (b.ring(0), b.memory());
+    let (ring, memory) = (b.ring(0).split(), b.memory());
     let buffer = memory.alloc(2048, 16);
     let chains = [
         (0, Descriptor { addr: buffer, len: 2048, flags: 0, next: 0 }),
@@ -340,9 +341,9 @@ fn an_impossible_avail_index_stops_its_ring_alone() {
     send(&mut a, &frames[..1]);
     assert_eq!(bytes_arrived(&mut b), bytes(&frames[..1]));
     let ring = a.ring(1);
-    ring.write_avail_index(ring.used_index().wrapping_add(257));
+    ring.split().write_avail_index(ring.used_index().wrapping_add(257));
     ring.kick_now();
-    wait_for("error from the ring", PATIENCE, || ring.err.read().ok());
+    wait_for("error from the ring", PATIENCE, || ring.signals().err.read().ok());
     // The guest's other ring, and the other guest.
     assert_eq!(a.send_all(1, &frames[1..], &Layout::whole()), 2);
     assert!(a.flush(1, PATIENCE));
@@ -350,7 +351,7 @@ fn an_impossible_avail_index_stops_its_ring_alone() {
     send(&mut b, &[Frame::pattern(mac(1), mac(2), 60, 9)]);
     let received: usize = (0..2).map(|queue| arrived_on(&mut a, queue).len()).sum();
     assert_eq!(received, 1);
-    assert!(a.ring(3).err.read().is_err(), "no error from the good ring");
+    assert!(a.ring(3).signals().err.read().is_err(), "no error from the good ring");
     assert_eq!(a.ring(1).used_index(), 1, "nothing more was taken from the bad one");
     let mut switch = switch;
     let statistics = switch.statistics();
@@ -364,7 +365,7 @@ fn an_impossible_avail_index_of_a_receive_ring_looks_full() {
     let (mut switch, mut a, mut b) = two(features::LINUX);
     let ring = b.ring(0);
     // What the switch knows already of the ring's buffers, it may still use.
-    ring.write_avail_index(ring.used_index().wrapping_add(0x8000));
+    ring.split().write_avail_index(ring.used_index().wrapping_add(0x8000));
     send(&mut a, &numbered(200));
     let statistics = switch.statistics();
     statistics.assert_balanced();

@@ -13,7 +13,7 @@ use crate::memory::Memory;
 use crate::protocol::Connection;
 pub use crate::queue::{Burst, Received, RxQueue, TxQueue};
 use crate::setup::Builder;
-use crate::split::SplitRing;
+use crate::ring::Ring;
 
 /// How long [`Guest::send`] waits for room in the ring.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -89,8 +89,8 @@ impl Guest {
         for pair in &mut self.queues {
             pair.rx.set_format(mergeable, header_len);
             pair.tx.set_format(header_len);
-            pair.rx.ring.set_event_idx(features & features::EVENT_IDX != 0);
-            pair.tx.ring.set_event_idx(features & features::EVENT_IDX != 0);
+            pair.rx.ring.set_features(features);
+            pair.tx.ring.set_features(features);
         }
     }
 
@@ -133,7 +133,7 @@ impl Guest {
     }
 
     /// Ring `index` as the device counts them.
-    pub fn ring(&self, index: usize) -> &SplitRing {
+    pub fn ring(&self, index: usize) -> &Ring {
         let pair = &self.queues[index / 2];
         if index.is_multiple_of(2) { &pair.rx.ring } else { &pair.tx.ring }
     }

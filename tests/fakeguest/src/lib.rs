@@ -11,7 +11,8 @@
 //! | [`protocol`] | vhost-user messages over a socket, well formed or raw |
 //! | [`memory`] | guest-physical memory in a memfd: regions, allocation, access |
 //! | [`layout`] | how the bytes of a frame are cut into descriptors |
-//! | [`split`] | the driver's side of a split virtqueue |
+//! | [`split`], [`packed`] | the driver's side of a virtqueue, split or packed |
+//! | [`ring`] | one of both, with its eventfds |
 //! | [`setup`] | the order of messages in which a known VMM brings a device up, and its settings |
 //! | [`guest`] | a guest: sends and receives frames over its queues |
 //! | [`migrate`] | dirty logging as a migrating VMM does it |
@@ -41,7 +42,9 @@ pub mod host;
 pub mod layout;
 pub mod memory;
 pub mod migrate;
+pub mod packed;
 pub mod protocol;
+pub mod ring;
 pub mod setup;
 pub mod split;
 

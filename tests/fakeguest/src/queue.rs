@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::frames::{Frame, HEADER_LEN};
 use crate::layout::{GAP, Layout, Piece};
 use crate::memory::Memory;
-use crate::split::SplitRing;
+use crate::ring::Ring;
 
 /// Byte that receive buffers and the gaps around them are filled with before they are posted.
 const POISON: u8 = 0xa5;
@@ -69,7 +69,7 @@ pub(crate) fn slots_footprint(count: u16, size: u64) -> u64 {
 #[derive(Debug)]
 pub struct RxQueue {
     /// The ring, for raw writes.
-    pub ring: SplitRing,
+    pub ring: Ring,
     slots: Slots,
     size: usize,
     layout: Layout,
@@ -85,7 +85,7 @@ pub struct RxQueue {
 impl RxQueue {
     /// As many buffers of `size` bytes as the ring holds in this layout, none posted.
     pub(crate) fn new(
-        mut ring: SplitRing,
+        mut ring: Ring,
         size: usize,
         layout: Layout,
         automatic: bool,
@@ -239,7 +239,7 @@ enum Owner {
 #[derive(Debug)]
 pub struct TxQueue {
     /// The ring, for raw writes.
-    pub ring: SplitRing,
+    pub ring: Ring,
     slots: Slots,
     slot_size: u64,
     free: Vec<u16>,
@@ -251,7 +251,7 @@ pub struct TxQueue {
 }
 
 impl TxQueue {
-    pub(crate) fn new(ring: SplitRing, slot_size: u64) -> TxQueue {
+    pub(crate) fn new(ring: Ring, slot_size: u64) -> TxQueue {
         let slots = Slots::new(ring.memory(), ring.size(), slot_size);
         TxQueue {
             slots,

@@ -16,7 +16,8 @@ use crate::layout::Layout;
 use crate::memory::Memory;
 use crate::protocol::{Acks, Connection, VRING_LOG, VringAddr};
 use crate::queue::{RxQueue, TxQueue, slots_footprint};
-use crate::split::{INDIRECT_MAX, SplitRing};
+use crate::ring::Ring;
+use crate::split::INDIRECT_MAX;
 
 /// How long to wait for the backend to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -94,7 +95,7 @@ impl Builder {
         Builder { queue_pairs, ..self }
     }
 
-    /// Entries of each ring, a power of two; 256 by default.
+    /// Entries of each ring, a power of two unless rings are packed; 256 by default.
     pub fn ring_size(self, ring_size: u16) -> Builder {
         Builder { ring_size, ..self }
     }
@@ -160,7 +161,7 @@ impl Builder {
         let memory = Memory::new(&self.regions.clone().unwrap_or_else(|| self.default_regions()))?;
         let mut queues = Vec::with_capacity(self.queue_pairs);
         for _ in 0..self.queue_pairs {
-            let ring = || SplitRing::new(&memory, self.ring_size, false);
+            let ring = || Ring::new(&memory, self.ring_size, self.features);
             let (size, layout) = (self.rx_buffer_size(), self.rx_layout.clone());
             queues.push(QueuePair {
                 rx: RxQueue::new(ring()?, size, layout, self.automatic),
@@ -258,8 +259,8 @@ impl Guest {
         for pair in 0..self.queues.len() {
             self.negotiate(pair == 0)?;
             for ring in [2 * pair, 2 * pair + 1] {
-                let (call, err) =
-                    (self.ring(ring).call.as_raw_fd(), self.ring(ring).err.as_raw_fd());
+                let signals = self.ring(ring).signals();
+                let (call, err) = (signals.call.as_raw_fd(), signals.err.as_raw_fd());
                 self.connection.set_vring_call(ring as u32, Some(call))?;
                 self.connection.set_vring_err(ring as u32, Some(err))?;
             }
@@ -348,20 +349,25 @@ impl Guest {
         let connection = &self.connection;
         for index in rings {
             let ring = self.ring(index);
-            let (kick, call) = (Some(ring.kick.as_raw_fd()), Some(ring.call.as_raw_fd()));
+            let signals = ring.signals();
+            let (kick, call) = (Some(signals.kick.as_raw_fd()), Some(signals.call.as_raw_fd()));
             let addr = vring_addr(&self.memory, ring, false);
             let (size, at) = (u32::from(ring.size()), index as u32);
             connection.set_vring_num(at, size)?;
             match self.settings.order {
                 SetupOrder::Qemu => {
-                    connection.set_vring_base(at, u32::from(ring.used_index()))?;
+                    connection.set_vring_base(at, ring.base())?;
                     connection.set_vring_addr(at, addr)?;
                     connection.set_vring_kick(at, kick)?;
                     connection.set_vring_call(at, call)?;
                 }
                 SetupOrder::CloudHypervisor => {
                     connection.set_vring_addr(at, addr)?;
-                    connection.set_vring_base(at, u32::from(ring.avail_index()))?;
+                    let base = match ring {
+                        Ring::Split(ring) => u32::from(ring.avail_index()),
+                        Ring::Packed(ring) => ring.base(),
+                    };
+                    connection.set_vring_base(at, base)?;
                     connection.set_vring_call(at, call)?;
                     connection.set_vring_kick(at, kick)?;
                 }
@@ -389,7 +395,7 @@ impl Guest {
 }
 
 /// The body of SET_VRING_ADDR for a ring.
-pub(crate) fn vring_addr(memory: &Memory, ring: &SplitRing, log: bool) -> VringAddr {
+pub(crate) fn vring_addr(memory: &Memory, ring: &Ring, log: bool) -> VringAddr {
     let addresses = ring.addresses();
     VringAddr {
         flags: if log { VRING_LOG } else { 0 },

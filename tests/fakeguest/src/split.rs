@@ -5,20 +5,17 @@
 //! is then posted again as it is, or *freed*. What the driver must remember of a chain it keeps in
 //! its own memory, as drivers do that don't trust their device.
 //!
-//! Owns the ring's memory and its three eventfds. Knows nothing of frames. Besides the orderly
+//! Owns the ring's memory. Knows nothing of frames. Besides the orderly
 //! way there are raw writes for hostile tests; after one of those the ring's own bookkeeping is
 //! off, and only raw writes make sense.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
-use std::time::{Duration, Instant};
-
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::layout::Piece;
 use crate::memory::{Cells, Memory};
-use crate::wait;
+use crate::ring::{Notifications, RingAddresses, Signals, Used};
 
 /// Descriptor flag: the chain goes on at `next`.
 pub const NEXT: u16 = 1;
@@ -59,37 +56,6 @@ impl Descriptor {
     }
 }
 
-/// Guest-physical addresses of the three parts of a ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingAddresses {
-    /// Descriptor table.
-    pub desc: u64,
-    /// Avail ring (the driver's area).
-    pub avail: u64,
-    /// Used ring (the device's area).
-    pub used: u64,
-}
-
-/// A chain that the device has used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// Head descriptor of the chain.
-    pub head: u16,
-    /// Bytes that the device says it wrote.
-    pub len: u32,
-}
-
-/// What the driver did about notifications.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Notifications {
-    /// Kicks sent to the device.
-    pub kicks: u64,
-    /// Publications without a kick, because the device had asked for none.
-    pub kicks_skipped: u64,
-    /// Calls taken from the call descriptor.
-    pub calls: u64,
-}
-
 /// The driver's side of one split virtqueue.
 #[derive(Debug)]
 pub struct SplitRing {
@@ -116,14 +82,8 @@ pub struct SplitRing {
     avail_idx: u16,
     published: u16,
     last_used: u16,
-    notifications: Notifications,
-
-    /// Tells the device of new chains.
-    pub kick: EventFd,
-    /// The device tells of used chains.
-    pub call: EventFd,
-    /// The device tells that it gave the ring up.
-    pub err: EventFd,
+    pub(crate) notifications: Notifications,
+    pub(crate) signals: Signals,
 }
 
 impl SplitRing {
@@ -137,7 +97,6 @@ impl SplitRing {
             used: memory.alloc(6 + 8 * entries, 4),
         };
         let count = usize::from(size);
-        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         let ring = SplitRing {
             size,
             event_idx,
@@ -158,9 +117,7 @@ impl SplitRing {
             published: 0,
             last_used: 0,
             notifications: Notifications::default(),
-            kick: eventfd()?,
-            call: eventfd()?,
-            err: eventfd()?,
+            signals: Signals::new()?,
         };
         ring.disarm();
         Ok(ring)
@@ -179,11 +136,6 @@ impl SplitRing {
     /// Guest memory.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
-    }
-
-    /// Kicks and calls so far.
-    pub fn notifications(&self) -> Notifications {
-        self.notifications
     }
 
     /// Chains posted and not used yet.
@@ -304,16 +256,11 @@ impl SplitRing {
         };
         if wanted {
             self.notifications.kicks += 1;
-            self.kick_now();
+            self.signals.kick_now();
         } else {
             self.notifications.kicks_skipped += 1;
         }
         wanted
-    }
-
-    /// Kicks the device, wanted or not.
-    pub fn kick_now(&self) {
-        self.kick.write(1).expect("an eventfd with room in its counter");
     }
 
     /// Takes the next used chain. Panics when the device returns one that it does not have.
@@ -345,30 +292,6 @@ impl SplitRing {
     #[inline]
     pub fn ready(&self) -> u16 {
         self.used_head.at(1).load(Ordering::Acquire).wrapping_sub(self.last_used)
-    }
-
-    /// Asks the device for a call, and waits until a chain is used or `timeout` has passed. Tells
-    /// whether there is one. The device gets no wish for calls outside of this.
-    pub fn wait(&mut self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
-        self.arm();
-        let mut ready = self.ready() != 0;
-        // A call without a used chain is legal (a switch calls once when the descriptor is new).
-        while !ready
-            && wait::readable(&self.call, deadline.saturating_duration_since(Instant::now()))
-        {
-            self.take_calls();
-            ready = self.ready() != 0;
-        }
-        // A chain that was used without the call that was asked for is the device's mistake, and
-        // the caller's timeout shows it: no last look here.
-        self.take_calls();
-        self.disarm();
-        ready
-    }
-
-    fn take_calls(&mut self) {
-        self.notifications.calls += self.call.read().unwrap_or(0);
     }
 
     /// Asks for a call at the next used chain.
