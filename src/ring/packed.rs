@@ -365,7 +365,9 @@ impl Format for PackedRing {
         match (event >> 16) as u16 & EVENT_F_MASK {
             EVENT_F_DISABLE => false,
             // After a lap the driver has moved its event, unless it has passed long ago.
-            EVENT_F_DESC if self.event_idx => slots >= self.size || self.passed(event as u16, slots),
+            EVENT_F_DESC if self.event_idx => {
+                slots >= self.size || self.passed(event as u16, slots)
+            }
             _ => true,
         }
     }

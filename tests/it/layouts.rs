@@ -4,8 +4,19 @@ use fakeguest::frames::mac;
 use fakeguest::layout::Piece;
 use fakeguest::{Builder, Frame, Guest, Layout, features};
 
-use crate::support::lan::{arrived, attach, bytes_arrived, guest, send, send_as};
+use crate::support::lan::{arrived, attach_with, bytes_arrived, guest, send, send_as};
+use crate::support::over_both_formats;
 use crate::support::switch::Switch;
+
+over_both_formats! {
+    every_size_in_every_layout_reaches_every_kind_of_buffer
+    frames_are_sent_from_two_regions
+    frames_are_received_into_two_regions
+    done_when_4_bytes_copied_equal_bytes_delivered_guest_to_guest
+    a_full_receive_ring_drops_what_comes_last_and_counts_it
+    frames_that_no_buffer_can_hold_are_counted_and_the_ring_goes_on
+    a_guest_whose_rings_rest_gets_nothing_and_it_is_counted
+}
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// An IP packet of 65,535 bytes behind Ethernet and two VLAN tags.
@@ -34,8 +45,8 @@ fn layouts() -> Vec<Layout> {
 }
 
 /// Receivers whose buffers differ: mergeable and not, in one piece and in many.
-fn receivers(switch: &Switch) -> Vec<(&'static str, Guest)> {
-    let on = |port| guest(switch, port).tx_slot(2048);
+fn receivers(switch: &Switch, format: u64) -> Vec<(&'static str, Guest)> {
+    let on = |port| guest(switch, port).with(format).tx_slot(2048);
     let unmerged = |port| on(port).without(features::MRG_RXBUF).ring_size(32).rx_buffer(65_600);
     let settings: [(&str, Builder); 8] = [
         ("b0", on("b0").rx_buffer(1526)),
@@ -45,19 +56,18 @@ fn receivers(switch: &Switch) -> Vec<(&'static str, Guest)> {
         ("b4", unmerged("b4")),
         ("b5", unmerged("b5").rx_layout(Layout::split(&[12, 127, 1, 1000, 4096]))),
         ("b6", unmerged("b6").rx_layout(Layout::split(&[1; 40]).in_indirect_table())),
-        // The header of a driver older than virtio 1.0 has 10 bytes.
-        ("b7", unmerged("b7").without(features::VERSION_1)),
+        // The header of a driver older than virtio 1.0 has 10 bytes; its rings are split.
+        ("b7", unmerged("b7").without(features::VERSION_1 | features::RING_PACKED)),
     ];
     settings.map(|(name, builder)| (name, builder.attach().expect("a receiver"))).into()
 }
 
-#[test]
-fn every_size_in_every_layout_reaches_every_kind_of_buffer() {
+fn every_size_in_every_layout_reaches_every_kind_of_buffer(format: u64) {
     let ports = ["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"];
     let builder = Switch::builder().port("a");
     let mut switch = ports.iter().fold(builder, |builder, port| builder.port(port)).start();
-    let mut a = attach(&switch, "a");
-    let mut receivers = receivers(&switch);
+    let mut a = attach_with(&switch, "a", format);
+    let mut receivers = receivers(&switch, format);
     let (mut frames, mut bytes) = (0u64, 0u64);
     for (number, layout) in layouts().iter().enumerate() {
         for size in SIZES {
@@ -86,19 +96,18 @@ fn every_size_in_every_layout_reaches_every_kind_of_buffer() {
 }
 
 /// A guest with 16 MiB in each of two adjacent regions.
-fn two_regions(switch: &Switch, port: &str) -> Builder {
+fn two_regions(switch: &Switch, format: u64, port: &str) -> Builder {
     let size = 16 << 20;
-    guest(switch, port).ring_size(64).regions(&[(0, size), (size, size)])
+    guest(switch, port).with(format).ring_size(64).regions(&[(0, size), (size, size)])
 }
 
 /// Where a buffer is cut by the boundary, around header, fetched bytes and payload.
 const CUTS: [u64; 10] = [1, 11, 12, 13, 138, 139, 140, 141, 1000, 40_000];
 
-#[test]
-fn frames_are_sent_from_two_regions() {
+fn frames_are_sent_from_two_regions(format: u64) {
     let switch = Switch::builder().port("a").port("b").start();
-    let mut a = two_regions(&switch, "a").attach().expect("a sender");
-    let mut b = attach(&switch, "b");
+    let mut a = two_regions(&switch, format, "a").attach().expect("a sender");
+    let mut b = attach_with(&switch, "b", format);
     for (seed, cut) in CUTS.into_iter().enumerate() {
         for size in [150, 1514, 65_549] {
             if cut >= 12 + size as u64 {
@@ -116,11 +125,10 @@ fn frames_are_sent_from_two_regions() {
     switch.stop();
 }
 
-#[test]
-fn frames_are_received_into_two_regions() {
+fn frames_are_received_into_two_regions(format: u64) {
     let switch = Switch::builder().port("a").port("b").start();
-    let mut a = attach(&switch, "a");
-    let mut b = two_regions(&switch, "b").manual_posting().attach().expect("a receiver");
+    let mut a = attach_with(&switch, "a", format);
+    let mut b = two_regions(&switch, format, "b").manual_posting().attach().expect("a receiver");
     for (seed, cut) in CUTS.into_iter().enumerate() {
         let addr = b.memory().across_boundary(cut).expect("adjacent regions");
         for (size, indirect) in [(150, false), (1514, true), (65_549, false)] {
@@ -135,11 +143,10 @@ fn frames_are_received_into_two_regions() {
     switch.stop();
 }
 
-#[test]
-fn done_when_4_bytes_copied_equal_bytes_delivered_guest_to_guest() {
+fn done_when_4_bytes_copied_equal_bytes_delivered_guest_to_guest(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").port("c").start();
-    let (mut a, mut b) = (attach(&switch, "a"), attach(&switch, "b"));
-    let mut c = guest(&switch, "c").rx_buffer(1526).attach().expect("a receiver");
+    let (mut a, mut b) = (attach_with(&switch, "a", format), attach_with(&switch, "b", format));
+    let mut c = guest(&switch, "c").with(format).rx_buffer(1526).attach().expect("a receiver");
     let flow = fakeguest::frames::Flow::v4(1, 2);
     let mut frames: Vec<Frame> =
         SIZES.iter().map(|size| Frame::pattern(mac(2), mac(1), *size, 1)).collect();
@@ -165,9 +172,9 @@ fn done_when_4_bytes_copied_equal_bytes_delivered_guest_to_guest() {
 }
 
 /// Two guests, of which `b` has the MAC address 2 and is known.
-fn sender_and(b: impl Fn(&Switch) -> Builder) -> (Switch, Guest, Guest) {
+fn sender_and(format: u64, b: impl Fn(&Switch) -> Builder) -> (Switch, Guest, Guest) {
     let switch = Switch::builder().port("a").port("b").start();
-    let mut a = attach(&switch, "a");
+    let mut a = attach_with(&switch, "a", format);
     let mut b = b(&switch).attach().expect("a receiver");
     send(&mut b, &[Frame::pattern(mac(1), mac(2), 60, 0)]);
     assert_eq!(bytes_arrived(&mut a).len(), 1);
@@ -178,10 +185,10 @@ fn numbered(count: u32, size: usize) -> Vec<Frame> {
     (0..count).map(|seed| Frame::pattern(mac(2), mac(1), size, seed)).collect()
 }
 
-#[test]
-fn a_full_receive_ring_drops_what_comes_last_and_counts_it() {
-    let (mut switch, mut a, mut b) =
-        sender_and(|switch| guest(switch, "b").rx_buffer(1526).manual_posting());
+fn a_full_receive_ring_drops_what_comes_last_and_counts_it(format: u64) {
+    let (mut switch, mut a, mut b) = sender_and(format, |switch| {
+        guest(switch, "b").with(format).rx_buffer(1526).manual_posting()
+    });
     let frames = numbered(25, 60);
     send(&mut a, &frames[..3]);
     assert_eq!(bytes_arrived(&mut b).len(), 0, "no buffer was ever posted");
@@ -206,11 +213,11 @@ fn a_full_receive_ring_drops_what_comes_last_and_counts_it() {
     switch.stop();
 }
 
-#[test]
-fn frames_that_no_buffer_can_hold_are_counted_and_the_ring_goes_on() {
+fn frames_that_no_buffer_can_hold_are_counted_and_the_ring_goes_on(format: u64) {
     let unmerged = features::MRG_RXBUF;
-    let (mut switch, mut a, mut b) =
-        sender_and(|switch| guest(switch, "b").without(unmerged).rx_buffer(1526));
+    let (mut switch, mut a, mut b) = sender_and(format, |switch| {
+        guest(switch, "b").with(format).without(unmerged).rx_buffer(1526)
+    });
     let fits = 1526 - 12;
     for size in [fits + 1, 65_549] {
         let mut frames = numbered(1, size);
@@ -226,9 +233,8 @@ fn frames_that_no_buffer_can_hold_are_counted_and_the_ring_goes_on() {
     switch.stop();
 }
 
-#[test]
-fn a_guest_whose_rings_rest_gets_nothing_and_it_is_counted() {
-    let (mut switch, mut a, mut b) = sender_and(|switch| guest(switch, "b"));
+fn a_guest_whose_rings_rest_gets_nothing_and_it_is_counted(format: u64) {
+    let (mut switch, mut a, mut b) = sender_and(format, |switch| guest(switch, "b").with(format));
     let frames = numbered(5, 60);
     b.stop().expect("stopped rings");
     send(&mut a, &frames[..2]);

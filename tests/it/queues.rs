@@ -7,8 +7,19 @@ use std::time::{Duration, Instant};
 use fakeguest::frames::{Flow, mac, payload};
 use fakeguest::{Frame, Guest, Layout};
 
-use crate::support::lan::{PATIENCE, arrived_on, attach, bytes_arrived, guest, send};
+use crate::support::lan::{PATIENCE, arrived_on, attach_with, bytes_arrived, guest, send};
+use crate::support::over_both_formats;
 use crate::support::switch::Switch;
+
+over_both_formats! {
+    flows_keep_to_one_queue_and_use_them_all
+    queues_that_the_driver_does_not_use_are_left_alone
+    disabled_transmit_queues_are_drained_while_others_run
+    changing_the_number_of_queues_under_traffic_loses_nothing_uncounted
+    one_worker_keeps_order_and_count
+    two_workers_keep_order_and_count
+    three_workers_keep_order_and_count
+}
 
 /// Frame `sequence` of flow `number`: a UDP datagram that says so, of some length.
 fn datagram(from: u8, to: u8, number: u16, sequence: u32) -> Frame {
@@ -59,19 +70,19 @@ impl Flows {
 }
 
 /// Two guests, known to each other, with so many queue pairs.
-fn two(switch: &Switch, pairs: usize) -> (Guest, Guest) {
-    let mut a = guest(switch, "a").queue_pairs(pairs).tx_slot(2048).attach().expect("a sender");
-    let mut b = guest(switch, "b").queue_pairs(pairs).tx_slot(2048).attach().expect("a receiver");
+fn two(switch: &Switch, format: u64, pairs: usize) -> (Guest, Guest) {
+    let guest = |port| guest(switch, port).with(format).queue_pairs(pairs).tx_slot(2048);
+    let mut a = guest("a").attach().expect("a sender");
+    let mut b = guest("b").attach().expect("a receiver");
     send(&mut b, &[Frame::pattern(mac(1), mac(2), 60, 0)]);
     let greeted: usize = (0..pairs).map(|queue| arrived_on(&mut a, queue).len()).sum();
     assert_eq!(greeted, 1);
     (a, b)
 }
 
-#[test]
-fn flows_keep_to_one_queue_and_use_them_all() {
+fn flows_keep_to_one_queue_and_use_them_all(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").start();
-    let (mut a, mut b) = two(&switch, 4);
+    let (mut a, mut b) = two(&switch, format, 4);
     let mut flows = Flows::default();
     for sequence in 0..50 {
         // A flow is sent on one queue as well, or its order would be lost before the switch.
@@ -94,12 +105,16 @@ fn flows_keep_to_one_queue_and_use_them_all() {
     switch.stop();
 }
 
-#[test]
-fn queues_that_the_driver_does_not_use_are_left_alone() {
+fn queues_that_the_driver_does_not_use_are_left_alone(format: u64) {
     // As Cloud Hypervisor does it: all pairs are enabled, the driver has buffers in one.
     let mut switch = Switch::builder().port("a").port("b").start();
-    let mut a = attach(&switch, "a");
-    let mut b = guest(&switch, "b").queue_pairs(4).manual_posting().attach().expect("a receiver");
+    let mut a = attach_with(&switch, "a", format);
+    let mut b = guest(&switch, "b")
+        .with(format)
+        .queue_pairs(4)
+        .manual_posting()
+        .attach()
+        .expect("a receiver");
     b.queue(0).rx.post(usize::MAX);
     let mut flows = Flows::default();
     for number in 0..40 {
@@ -120,12 +135,11 @@ fn queues_that_the_driver_does_not_use_are_left_alone() {
     switch.stop();
 }
 
-#[test]
-fn disabled_transmit_queues_are_drained_while_others_run() {
+fn disabled_transmit_queues_are_drained_while_others_run(format: u64) {
     // What a guest posted just before `ethtool -L` took the queue away: as long as the ring has
     // it, Linux doesn't send that TCP segment again.
     let mut switch = Switch::builder().port("a").port("b").start();
-    let (mut a, mut b) = two(&switch, 4);
+    let (mut a, mut b) = two(&switch, format, 4);
     let frames: Vec<Frame> = (0..4).map(|queue| datagram(1, 2, queue, 0)).collect();
     a.enable_rings(0).and_then(|()| a.sync()).expect("no pair");
     for queue in [3, 2, 1, 0] {
@@ -167,10 +181,9 @@ fn send_flows(guest: &mut Guest, (from, to): (u8, u8), pairs: u16, rounds: u32) 
     sent
 }
 
-#[test]
-fn changing_the_number_of_queues_under_traffic_loses_nothing_uncounted() {
+fn changing_the_number_of_queues_under_traffic_loses_nothing_uncounted(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").args(&["--workers", "2"]).start();
-    let (mut a, mut b) = two(&switch, 4);
+    let (mut a, mut b) = two(&switch, format, 4);
     let done = AtomicBool::new(false);
     let mut received = 0;
     let sent = std::thread::scope(|scope| {
@@ -220,10 +233,11 @@ fn changing_the_number_of_queues_under_traffic_loses_nothing_uncounted() {
 }
 
 /// Three guests that all send to the next one at once, over two pairs each.
-fn all_at_once(arguments: &[&str]) {
+fn all_at_once(format: u64, arguments: &[&str]) {
     let mut switch = Switch::builder().port("a").port("b").port("c").args(arguments).start();
     let mut guests = ["a", "b", "c"].map(|port| {
-        guest(&switch, port).queue_pairs(2).tx_slot(2048).ring_size(1024).attach().expect("a guest")
+        let guest = guest(&switch, port).with(format).queue_pairs(2).tx_slot(2048);
+        guest.ring_size(1024).attach().expect("a guest")
     });
     for (number, guest) in (1..).zip(&mut guests) {
         send(guest, &[Frame::pattern([0xff; 6], mac(number), 60, 0)]);
@@ -278,25 +292,22 @@ fn all_at_once(arguments: &[&str]) {
     switch.stop();
 }
 
-#[test]
-fn one_worker_keeps_order_and_count() {
-    all_at_once(&[]);
+fn one_worker_keeps_order_and_count(format: u64) {
+    all_at_once(format, &[]);
 }
 
-#[test]
-fn two_workers_keep_order_and_count() {
-    all_at_once(&["--workers", "2"]);
+fn two_workers_keep_order_and_count(format: u64) {
+    all_at_once(format, &["--workers", "2"]);
 }
 
-#[test]
-fn three_workers_keep_order_and_count() {
-    all_at_once(&["--workers", "3"]);
+fn three_workers_keep_order_and_count(format: u64) {
+    all_at_once(format, &["--workers", "3"]);
 }
 
 #[test]
 fn a_polling_worker_never_sleeps_and_serves() {
     let mut switch = Switch::builder().port("a").port("b").args(&["--poll"]).start();
-    let (mut a, mut b) = two(&switch, 1);
+    let (mut a, mut b) = two(&switch, 0, 1);
     for sequence in 0..200 {
         let frame = datagram(1, 2, 0, sequence);
         send(&mut a, std::slice::from_ref(&frame));

@@ -8,8 +8,16 @@ use fakeguest::split::{Descriptor, INDIRECT, NEXT, WRITE};
 use fakeguest::{Frame, Guest, Layout, features};
 
 use crate::support::lan::{PATIENCE, arrived, arrived_on, attach, bytes_arrived, guest, send};
+use crate::support::over_both_formats;
 use crate::support::switch::Switch;
 use crate::support::wait_for;
+
+over_both_formats! {
+    receivers_are_called_as_they_ask_and_once_a_burst_at_most
+    senders_are_called_as_they_ask_and_once_a_burst_at_most
+    buffers_come_back_in_the_order_in_which_they_were_given
+    indirect_tables_that_were_not_negotiated_are_refused
+}
 
 fn numbered(count: u32) -> Vec<Frame> {
     (0..count).map(|seed| Frame::pattern(mac(2), mac(1), 60, seed)).collect()
@@ -45,12 +53,11 @@ fn calls(ring: &Ring) -> u64 {
     ring.signals().call.read().unwrap_or(0)
 }
 
-#[test]
-fn receivers_are_called_as_they_ask_and_once_a_burst_at_most() {
+fn receivers_are_called_as_they_ask_and_once_a_burst_at_most(format: u64) {
     for (features, of_four_bursts) in
         [(features::LINUX, 1), (features::LINUX & !features::EVENT_IDX, 4)]
     {
-        let (mut switch, mut a, mut b) = two(features);
+        let (mut switch, mut a, mut b) = two(format | features);
         calls(&b.queue(0).rx.ring);
         let before = switch.statistics().port("b", "calls");
         for (count, wanted, expected) in
@@ -74,12 +81,11 @@ fn receivers_are_called_as_they_ask_and_once_a_burst_at_most() {
     }
 }
 
-#[test]
-fn senders_are_called_as_they_ask_and_once_a_burst_at_most() {
+fn senders_are_called_as_they_ask_and_once_a_burst_at_most(format: u64) {
     for (features, of_four_bursts) in
         [(features::LINUX, 1), (features::LINUX & !features::EVENT_IDX, 4)]
     {
-        let (mut switch, mut a, mut b) = two(features);
+        let (mut switch, mut a, mut b) = two(format | features);
         let mut burst = |wanted, expected| {
             a.queue(0).tx.reclaim();
             let ring = &mut a.queue(0).tx.ring;
@@ -106,11 +112,10 @@ fn senders_are_called_as_they_ask_and_once_a_burst_at_most() {
     }
 }
 
-#[test]
-fn buffers_come_back_in_the_order_in_which_they_were_given() {
+fn buffers_come_back_in_the_order_in_which_they_were_given(format: u64) {
     // One more than four bursts of 64, published at once, and then once around the ring.
     let switch = Switch::builder().port("a").port("b").start();
-    let big = |port| guest(&switch, port).ring_size(512).tx_slot(2048);
+    let big = |port| guest(&switch, port).with(format).ring_size(512).tx_slot(2048);
     let mut a = big("a").attach().expect("a sender");
     let mut b = big("b").attach().expect("a receiver");
     let count = 257u16;
@@ -286,9 +291,8 @@ fn broken_chains_are_counted_and_the_ring_goes_on() {
     switch.stop();
 }
 
-#[test]
-fn indirect_tables_that_were_not_negotiated_are_refused() {
-    let (mut switch, mut a, mut b) = two(features::LINUX & !features::INDIRECT_DESC);
+fn indirect_tables_that_were_not_negotiated_are_refused(format: u64) {
+    let (mut switch, mut a, mut b) = two(format | features::LINUX & !features::INDIRECT_DESC);
     let frames = numbered(2);
     a.send(0, &frames[0], &Layout::whole().in_indirect_table());
     send(&mut a, &frames[1..]);

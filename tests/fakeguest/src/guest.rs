@@ -12,8 +12,8 @@ use crate::layout::Layout;
 use crate::memory::Memory;
 use crate::protocol::Connection;
 pub use crate::queue::{Burst, Received, RxQueue, TxQueue};
-use crate::setup::Builder;
 use crate::ring::Ring;
+use crate::setup::Builder;
 
 /// How long [`Guest::send`] waits for room in the ring.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);

@@ -84,12 +84,7 @@ pub struct RxQueue {
 
 impl RxQueue {
     /// As many buffers of `size` bytes as the ring holds in this layout, none posted.
-    pub(crate) fn new(
-        mut ring: Ring,
-        size: usize,
-        layout: Layout,
-        automatic: bool,
-    ) -> RxQueue {
+    pub(crate) fn new(mut ring: Ring, size: usize, layout: Layout, automatic: bool) -> RxQueue {
         let slots = Slots::new(ring.memory(), ring.size(), layout.footprint(size));
         let mut chains = vec![Vec::new(); usize::from(ring.size())];
         let mut idle = Vec::with_capacity(usize::from(ring.size()));

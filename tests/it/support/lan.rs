@@ -20,7 +20,12 @@ pub fn guest(switch: &Switch, port: &str) -> Builder {
 
 /// A guest with one queue pair and a Linux driver's features on a port.
 pub fn attach(switch: &Switch, port: &str) -> Guest {
-    guest(switch, port).attach().expect("a guest on the port")
+    attach_with(switch, port, 0)
+}
+
+/// The same with more features.
+pub fn attach_with(switch: &Switch, port: &str, features: u64) -> Guest {
+    guest(switch, port).with(features).attach().expect("a guest on the port")
 }
 
 /// Sends frames on queue 0, each in one buffer, and returns when the switch is done with them.

@@ -14,6 +14,19 @@ pub mod testpmd;
 
 use std::time::{Duration, Instant};
 
+/// Runs tests over guests with rings of both formats: each takes the feature bit that says which.
+macro_rules! over_both_formats {
+    ($($name:ident)*) => {
+        mod split {
+            $(#[test] fn $name() { super::$name(0) })*
+        }
+        mod packed {
+            $(#[test] fn $name() { super::$name(fakeguest::features::RING_PACKED) })*
+        }
+    };
+}
+pub(crate) use over_both_formats;
+
 /// Calls `probe` until it returns something, for at most `timeout`; panics with `what` otherwise.
 pub fn wait_for<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + timeout;
