@@ -76,7 +76,8 @@ pub trait Format {
     ) -> Result<usize, BadRing>;
 
     /// Walks a chain that was just taken and gives each buffer to `buffer`, which says false to a
-    /// buffer that it can't take.
+    /// buffer that it can't take. All must be for the device to write, or all to read: `write` is
+    /// [`DESC_F_WRITE`] or 0.
     ///
     /// # Errors
     ///
@@ -86,6 +87,7 @@ pub trait Format {
         mem: &RegionMap,
         head: Head,
         first: Desc,
+        write: u16,
         buffer: impl FnMut(&Desc) -> bool,
     ) -> Result<(), BadChain>;
 

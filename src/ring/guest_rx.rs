@@ -196,9 +196,6 @@ impl<F: Format> LiveRing<F> {
             let buffer = |desc: &Desc| {
                 ahead.descriptors = ahead.descriptors.saturating_sub(1);
                 let (mut addr, mut left) = (desc.addr, desc.len);
-                if desc.flags & DESC_F_WRITE == 0 {
-                    return false;
-                }
                 while left > 0 {
                     let Some((ptr, n)) = mem.translate(addr, left, &mut hint) else {
                         return false;
@@ -215,7 +212,7 @@ impl<F: Format> LiveRing<F> {
                 }
                 true
             };
-            ring.walk(mem, head, first, buffer).is_ok()
+            ring.walk(mem, head, first, DESC_F_WRITE, buffer).is_ok()
         });
         if !walked {
             pieces.truncate(begin);

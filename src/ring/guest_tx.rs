@@ -13,7 +13,7 @@ use crate::sys::prefetch;
 use crate::wire::vnet::VnetHeader;
 
 use super::Ring;
-use super::format::{BadRing, DESC_F_WRITE, Desc, Format};
+use super::format::{BadRing, Desc, Format};
 use super::vring::{LiveRing, with_live};
 
 /// The most payload of one burst, bytes: bounds how long other rings wait.
@@ -147,11 +147,9 @@ impl<F: Format> LiveRing<F> {
             let limit = begin + MAX_FRAME_SEGMENTS as u32;
             let walked = first.is_some_and(|first| {
                 self.ring
-                    .walk(&self.mem, *head, first, |desc| {
+                    .walk(&self.mem, *head, first, 0, |desc| {
                         bytes += DESC_BYTES + u64::from(desc.len);
-                        desc.flags & DESC_F_WRITE == 0
-                            && segments.end() < limit
-                            && segments.push(desc.addr, desc.len)
+                        segments.end() < limit && segments.push(desc.addr, desc.len)
                     })
                     .is_ok()
             });

@@ -287,6 +287,7 @@ impl Format for PackedRing {
         mem: &RegionMap,
         head: Head,
         first: Desc,
+        write: u16,
         mut buffer: impl FnMut(&Desc) -> bool,
     ) -> Result<(), BadChain> {
         if usize::from(head.slots) > MAX_CHAIN {
@@ -299,9 +300,9 @@ impl Format for PackedRing {
                 if !self.indirect || left > 0 {
                     return Err(BadChain);
                 }
-                return walk_indirect(mem, &desc, buffer);
+                return walk_indirect(mem, &desc, write, buffer);
             }
-            if !buffer(&desc) {
+            if desc.flags & DESC_F_WRITE != write || !buffer(&desc) {
                 return Err(BadChain);
             }
             if left > 0 {
@@ -405,11 +406,13 @@ impl Format for PackedRing {
 }
 
 /// Walks the table of an indirect descriptor (section 2.8.8): all of it, in order; of the flags
-/// only WRITE has a meaning.
+/// only WRITE has a meaning. What is to be written must say so, but what is to be read needn't deny
+/// it: DPDK's driver (22.11) leaves WRITE at the virtio-net header in its transmit tables.
 #[inline]
 fn walk_indirect(
     mem: &RegionMap,
     table: &Desc,
+    write: u16,
     mut buffer: impl FnMut(&Desc) -> bool,
 ) -> Result<(), BadChain> {
     let count = table.len as usize / DESC_SIZE;
@@ -427,8 +430,8 @@ fn walk_indirect(
             let words = base.as_ptr().add(DESC_SIZE * index).cast::<u64>();
             (u64::from_le(words.read_volatile()), u64::from_le(words.add(1).read_volatile()))
         };
-        let flags = (rest >> 48) as u16 & DESC_F_WRITE;
-        if !buffer(&Desc { addr, len: rest as u32, flags, next: 0 }) {
+        let flags = (rest >> 48) as u16 & write;
+        if flags != write || !buffer(&Desc { addr, len: rest as u32, flags, next: 0 }) {
             return Err(BadChain);
         }
     }

@@ -12,7 +12,7 @@ use crate::mem::{DirtyLog, RegionMap};
 use crate::sys::prefetch;
 
 use super::format::{
-    BadChain, BadRing, DESC_F_INDIRECT, DESC_F_NEXT, DESC_SIZE, Desc, Format, Head,
+    BadChain, BadRing, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Desc, Format, Head,
 };
 use super::vring::{RingAddress, RingError};
 use super::{MAX_CHAIN, feature};
@@ -181,6 +181,7 @@ impl Format for SplitRing {
         mem: &RegionMap,
         _: Head,
         first: Desc,
+        write: u16,
         mut buffer: impl FnMut(&Desc) -> bool,
     ) -> Result<(), BadChain> {
         let mut desc = first;
@@ -191,9 +192,9 @@ impl Format for SplitRing {
                 if !self.indirect || desc.flags & DESC_F_NEXT != 0 {
                     return Err(BadChain);
                 }
-                return walk_indirect(mem, &desc, buffer);
+                return walk_indirect(mem, &desc, write, buffer);
             }
-            if !buffer(&desc) {
+            if desc.flags & DESC_F_WRITE != write || !buffer(&desc) {
                 return Err(BadChain);
             }
             if desc.flags & DESC_F_NEXT == 0 {
@@ -312,6 +313,7 @@ unsafe fn read_desc(at: *const u8) -> Desc {
 fn walk_indirect(
     mem: &RegionMap,
     table: &Desc,
+    write: u16,
     mut buffer: impl FnMut(&Desc) -> bool,
 ) -> Result<(), BadChain> {
     let count = table.len as usize / DESC_SIZE;
@@ -327,7 +329,7 @@ fn walk_indirect(
         // SAFETY: index < count, `translate` found `count` descriptors of guest memory, and their
         // alignment was checked.
         let desc = unsafe { read_desc(base.as_ptr().add(DESC_SIZE * index)) };
-        if desc.flags & DESC_F_INDIRECT != 0 || !buffer(&desc) {
+        if desc.flags & (DESC_F_INDIRECT | DESC_F_WRITE) != write || !buffer(&desc) {
             return Err(BadChain);
         }
         if desc.flags & DESC_F_NEXT == 0 {

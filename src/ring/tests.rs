@@ -480,8 +480,9 @@ fn bad_chains_of_a_packed_ring_are_completed_and_counted_and_the_ring_goes_on() 
     for head in 0..8 {
         driver.offer(head);
     }
-    // In a table only WRITE has a meaning: this one is as good as any (section 2.8.8).
-    driver.write(table + 0x100, &driver.desc_bytes(BUFFERS, 72, INDIRECT | NEXT, 1));
+    // In a table most flags have no meaning (section 2.8.8).
+    let flags = INDIRECT | NEXT | WRITE; // a table of a transmit ring: see `walk_indirect`
+    driver.write(table + 0x100, &driver.desc_bytes(BUFFERS, 72, flags, 1));
     driver.desc(8, table + 0x100, 16, INDIRECT, 0);
     driver.offer(8);
     driver.desc(9, BUFFERS, 25, 0, 0); // shorter than headers

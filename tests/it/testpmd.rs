@@ -170,6 +170,35 @@ fn vectorized() {
 }
 
 #[test]
+fn packed_mergeable_buffers() {
+    frames_of_all_sizes_add_up("packed_vq=1,mrg_rxbuf=1,in_order=0", CHAINED_BUFFERS, SEGMENT);
+}
+
+#[test]
+fn packed_one_large_buffer_per_frame() {
+    let devargs = "packed_vq=1,mrg_rxbuf=0,in_order=0";
+    frames_of_all_sizes_add_up(devargs, LARGE_BUFFERS, usize::MAX);
+}
+
+#[test]
+fn packed_in_order_mergeable() {
+    frames_of_all_sizes_add_up("packed_vq=1,in_order=1", CHAINED_BUFFERS, SEGMENT);
+}
+
+#[test]
+fn packed_vectorized() {
+    // The driver takes its vector path only if frames are in order and buffers aren't merged.
+    let devargs = "packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1";
+    frames_of_all_sizes_add_up(devargs, LARGE_BUFFERS, usize::MAX);
+}
+
+#[test]
+fn packed_rings_of_a_size_that_is_no_power_of_two() {
+    let devargs = "packed_vq=1,mrg_rxbuf=1,in_order=0,queue_size=300";
+    frames_of_all_sizes_add_up(devargs, CHAINED_BUFFERS, SEGMENT);
+}
+
+#[test]
 fn two_queue_pairs() {
     let arguments = ["--rxq=2", "--txq=2", "--txonly-multi-flow"];
     let arguments: Vec<&str> = arguments.iter().chain(CHAINED_BUFFERS).copied().collect();
