@@ -173,6 +173,36 @@ fn guests_without_features_get_what_they_can_take() {
     lan.stop();
 }
 
+#[test]
+fn guests_with_packed_and_split_rings_understand_each_other() {
+    let _alone = machines();
+    let mut lan = Lan::new(&[
+        &["--device", "packed=on"],
+        &[],
+        &["--device", "packed=on,event_idx=off,indirect_desc=off,mrg_rxbuf=off"],
+    ]);
+    for (station, packed) in [(A, "1"), (B, "0"), (C, "1")] {
+        // Bit 34 of what the driver accepted.
+        let bit = lan.run(station, "cut -c 35 /sys/class/net/eth0/device/features");
+        assert_eq!(bit.trim(), packed, "{station:?}");
+    }
+    let all = [A, B, C];
+    let files: Vec<_> =
+        all.iter().map(|station| Files::make(&mut lan, *station, SMALL_MIB)).collect();
+    for (files, &from) in files.iter().zip(&all) {
+        for &to in all.iter().filter(|to| **to != from) {
+            let what = format!("{from:?} to {to:?}");
+            lan.ping(from, to);
+            files.send(&mut lan, from, to, &what);
+            lan.run(from, &format!("iperf3 -c {} -n 32M", to.ip4()));
+            send_datagrams(&mut lan, from, to);
+            lan.assert_no_bad_frames(&what);
+        }
+    }
+    lan.balanced_statistics();
+    lan.stop();
+}
+
 /// Sends datagrams, whose checksums stay open; most must be received.
 fn send_datagrams(lan: &mut Lan, from: Station, to: Station) {
     let received = |lan: &mut Lan| -> u64 {

@@ -18,7 +18,7 @@ use fakeguest::{Guest, Layout, Memory, Received, Role, SetupOrder};
 
 use super::support::proc::{Process, holdings, holds_again};
 use super::support::switch::{Statistics, Switch};
-use super::support::wait_for;
+use super::support::{over_both_formats, wait_for};
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,6 +26,23 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SILENCE: Duration = Duration::from_millis(100);
 /// A page of the dirty log, bytes.
 const PAGE: u64 = 4096;
+
+over_both_formats! {
+    both_orders_of_set_up_work_with_one_and_with_many_queues
+    a_frontend_that_comes_back_goes_on_where_it_was
+    a_new_guest_takes_over_the_socket
+    stop_tells_the_position_and_resume_goes_on_there
+    a_ring_that_is_disabled_is_not_touched
+    fewer_queues_and_more_again_lose_nothing
+    memory_comes_and_goes_under_traffic
+    a_frame_in_memory_that_is_gone_is_refused
+    a_memory_table_can_be_sent_again_under_traffic
+    the_dirty_log_has_all_pages_written_and_only_while_it_is_on
+    memory_that_comes_while_logging_is_logged
+    frontends_that_come_and_go_leave_nothing
+    reset_makes_a_device_new
+    a_call_descriptor_can_be_replaced_while_the_guest_waits
+}
 
 const ORDERS: [SetupOrder; 2] = [SetupOrder::Qemu, SetupOrder::CloudHypervisor];
 
@@ -37,9 +54,10 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(order: SetupOrder) -> Bench {
+    fn new(order: SetupOrder, format: u64) -> Bench {
         let switch = Switch::builder().port("a").port("b").start();
-        let guest = |port: &str| Guest::builder(switch.socket(port)).order(order).attach();
+        let guest =
+            |port: &str| Guest::builder(switch.socket(port)).with(format).order(order).attach();
         let (a, b) = (guest("a").expect("a guest"), guest("b").expect("a guest"));
         Bench { switch, a, b }
     }
@@ -76,6 +94,14 @@ fn receive(guest: &mut Guest, frames: &[Frame]) {
     }
 }
 
+/// Stops a guest's rings, each of which has completed so many buffers.
+#[track_caller]
+fn assert_stops_at(guest: &mut Guest, completed: [u16; 2]) {
+    let bases = guest.stop().expect("bases");
+    assert_eq!([0, 1].map(|ring| guest.ring(ring).used_index()), completed);
+    assert_eq!(bases, [0, 1].map(|ring| guest.ring(ring).base()));
+}
+
 /// Statistics once as many frames were delivered to or dropped at `port`.
 fn settled(switch: &mut Switch, port: &str, frames: u64) -> Statistics {
     switch.statistics_when(|now| leaving(now, port) >= frames)
@@ -87,13 +113,15 @@ fn leaving(now: &Statistics, port: &str) -> u64 {
     counters.iter().map(|counter| now.port(port, counter)).sum()
 }
 
-#[test]
-fn both_orders_of_set_up_work_with_one_and_with_many_queues() {
+fn both_orders_of_set_up_work_with_one_and_with_many_queues(format: u64) {
     for order in ORDERS {
         let mut switch = Switch::builder().port("a").port("b").start();
         for pairs in [1, 4] {
             let guest = |port: &str| {
-                let guest = Guest::builder(switch.socket(port)).order(order).queue_pairs(pairs);
+                let guest = Guest::builder(switch.socket(port))
+                    .with(format)
+                    .order(order)
+                    .queue_pairs(pairs);
                 guest.ring_size(64).attach()
             };
             let mut a = guest("a").expect("a guest");
@@ -113,10 +141,9 @@ fn both_orders_of_set_up_work_with_one_and_with_many_queues() {
     }
 }
 
-#[test]
-fn a_frontend_that_comes_back_goes_on_where_it_was() {
+fn a_frontend_that_comes_back_goes_on_where_it_was(format: u64) {
     for order in ORDERS {
-        let mut bench = Bench::new(order);
+        let mut bench = Bench::new(order, format);
         bench.exchange(1);
         let (rx, tx) = (bench.b.ring(0).used_index(), bench.b.ring(1).used_index());
         assert_eq!((rx, tx), (30, 30));
@@ -145,9 +172,8 @@ fn a_frontend_that_comes_back_goes_on_where_it_was() {
     }
 }
 
-#[test]
-fn a_new_guest_takes_over_the_socket() {
-    let Bench { mut switch, mut a, b } = Bench::new(SetupOrder::Qemu);
+fn a_new_guest_takes_over_the_socket(format: u64) {
+    let Bench { mut switch, mut a, b } = Bench::new(SetupOrder::Qemu, format);
     drop(b);
     // Nobody is there: what is sent is dropped with that reason.
     wait_for("end of the connection", PATIENCE, || {
@@ -157,7 +183,8 @@ fn a_new_guest_takes_over_the_socket() {
         (now.port("a", "drop_no_destination") + now.port("b", "drop_link_down") > 0).then_some(())
     });
     for (n, order) in ORDERS.into_iter().cycle().take(6).enumerate() {
-        let guest = Guest::builder(switch.socket("b")).order(order).ring_size(64 >> (n % 3));
+        let guest =
+            Guest::builder(switch.socket("b")).with(format).order(order).ring_size(64 >> (n % 3));
         let mut b = guest.attach().expect("a new guest");
         for frame in frames(1, 2, 10, n as u32) {
             transfer(&mut a, &mut b, &[frame]);
@@ -169,14 +196,13 @@ fn a_new_guest_takes_over_the_socket() {
     switch.stop();
 }
 
-#[test]
-fn stop_tells_the_position_and_resume_goes_on_there() {
+fn stop_tells_the_position_and_resume_goes_on_there(format: u64) {
     for order in ORDERS {
-        let mut bench = Bench::new(order);
+        let mut bench = Bench::new(order, format);
         bench.exchange(1);
         transfer(&mut bench.a, &mut bench.b, &frames(1, 2, 7, 2));
-        assert_eq!(bench.a.stop().expect("bases"), [30, 37]);
-        assert_eq!(bench.b.stop().expect("bases"), [37, 30]);
+        assert_stops_at(&mut bench.a, [30, 37]);
+        assert_stops_at(&mut bench.b, [37, 30]);
 
         // Nothing moves: what a sends stays, what is sent to b has no destination.
         let waiting = frames(1, 2, 3, 3);
@@ -191,16 +217,15 @@ fn stop_tells_the_position_and_resume_goes_on_there() {
         bench.a.resume().expect("rings start");
         receive(&mut bench.b, &waiting);
         bench.exchange(4);
-        assert_eq!(bench.a.stop().expect("bases"), [60, 70]);
-        assert_eq!(bench.b.stop().expect("bases"), [70, 60]);
+        assert_stops_at(&mut bench.a, [60, 70]);
+        assert_stops_at(&mut bench.b, [70, 60]);
         assert_eq!(bench.switch.statistics().dropped(), 0);
         bench.switch.stop();
     }
 }
 
-#[test]
-fn a_ring_that_is_disabled_is_not_touched() {
-    let mut bench = Bench::new(SetupOrder::CloudHypervisor);
+fn a_ring_that_is_disabled_is_not_touched(format: u64) {
+    let mut bench = Bench::new(SetupOrder::CloudHypervisor, format);
     bench.exchange(1);
     // Cloud Hypervisor's pause is nothing but this.
     bench.b.enable_rings(0).expect("disabled");
@@ -221,10 +246,10 @@ fn a_ring_that_is_disabled_is_not_touched() {
     bench.switch.stop();
 }
 
-#[test]
-fn fewer_queues_and_more_again_lose_nothing() {
+fn fewer_queues_and_more_again_lose_nothing(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").start();
-    let guest = |port: &str| Guest::builder(switch.socket(port)).queue_pairs(4).ring_size(64);
+    let guest =
+        |port: &str| Guest::builder(switch.socket(port)).with(format).queue_pairs(4).ring_size(64);
     let mut a = guest("a").attach().expect("a guest");
     let mut b = guest("b").attach().expect("a guest");
     for (round, pairs) in [4, 2, 1, 3, 4].into_iter().enumerate() {
@@ -249,14 +274,13 @@ fn udp(flow: u8, payload: u8) -> Frame {
     flow_of.udp(&[payload; 100])
 }
 
-#[test]
-fn memory_comes_and_goes_under_traffic() {
+fn memory_comes_and_goes_under_traffic(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").start();
     // The third region is only for this: rings and buffers fit into the first two.
     let regions = [(0, 24 << 20), (4 << 30, 24 << 20), (8 << 30, 1 << 20)];
-    let guest = Guest::builder(switch.socket("a")).regions(&regions).ring_size(64);
+    let guest = Guest::builder(switch.socket("a")).with(format).regions(&regions).ring_size(64);
     let mut a = guest.attach().expect("a guest");
-    let mut b = Guest::builder(switch.socket("b")).attach().expect("a guest");
+    let mut b = Guest::builder(switch.socket("b")).with(format).attach().expect("a guest");
     let spare = a.memory().regions()[2];
     let memory = a.memory().clone();
     let (mut sent, mut got) = (0, 0);
@@ -286,13 +310,12 @@ fn memory_comes_and_goes_under_traffic() {
     switch.stop();
 }
 
-#[test]
-fn a_frame_in_memory_that_is_gone_is_refused() {
+fn a_frame_in_memory_that_is_gone_is_refused(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").start();
     let regions = [(0, 24 << 20), (4 << 30, 24 << 20), (8 << 30, 1 << 20)];
-    let guest = Guest::builder(switch.socket("a")).regions(&regions).ring_size(64);
+    let guest = Guest::builder(switch.socket("a")).with(format).regions(&regions).ring_size(64);
     let mut a = guest.attach().expect("a guest");
-    let mut b = Guest::builder(switch.socket("b")).attach().expect("a guest");
+    let mut b = Guest::builder(switch.socket("b")).with(format).attach().expect("a guest");
     let memory = a.memory().clone();
     let spare = memory.regions()[2];
     let frame = frames(1, 2, 1, 1).remove(0);
@@ -311,9 +334,8 @@ fn a_frame_in_memory_that_is_gone_is_refused() {
     switch.stop();
 }
 
-#[test]
-fn a_memory_table_can_be_sent_again_under_traffic() {
-    let mut bench = Bench::new(SetupOrder::CloudHypervisor);
+fn a_memory_table_can_be_sent_again_under_traffic(format: u64) {
+    let mut bench = Bench::new(SetupOrder::CloudHypervisor, format);
     let memory = bench.b.memory().clone();
     let (mut sent, mut got) = (0, 0);
     for round in 0..40 {
@@ -352,9 +374,12 @@ fn pages(range: Range<u64>) -> impl Iterator<Item = u64> {
     range.start / PAGE..=(range.end - 1) / PAGE
 }
 
-/// The pages of a used ring of 64 entries.
-fn used_pages(ring: RingAddresses) -> BTreeSet<u64> {
-    pages(ring.used..ring.used + 6 + 8 * 64).collect()
+/// The pages of a ring of 64 entries that the device writes to.
+fn used_pages(ring: RingAddresses, format: u64) -> BTreeSet<u64> {
+    if format == 0 {
+        return pages(ring.used..ring.used + 6 + 8 * 64).collect();
+    }
+    pages(ring.desc..ring.desc + 16 * 64).chain(pages(ring.used..ring.used + 4)).collect()
 }
 
 /// A guest whose receive buffers are its own, one by one, on pages of their own.
@@ -375,16 +400,15 @@ impl Logged {
     }
 }
 
-#[test]
-fn the_dirty_log_has_all_pages_written_and_only_while_it_is_on() {
+fn the_dirty_log_has_all_pages_written_and_only_while_it_is_on(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").start();
-    let mut a = Guest::builder(switch.socket("a")).attach().expect("a guest");
-    let b = Guest::builder(switch.socket("b")).ring_size(64).manual_posting();
+    let mut a = Guest::builder(switch.socket("a")).with(format).attach().expect("a guest");
+    let b = Guest::builder(switch.socket("b")).with(format).ring_size(64).manual_posting();
     let b = b.regions(&[(0, 64 << 20)]).attach().expect("a guest");
     let mut b = Logged { guest: b };
     b.guest.queue(0).rx.drop_idle();
     let rings = [b.guest.ring(0).addresses(), b.guest.ring(1).addresses()];
-    let (rx_used, tx_used) = (used_pages(rings[0]), used_pages(rings[1]));
+    let (rx_used, tx_used) = (used_pages(rings[0], format), used_pages(rings[1], format));
 
     // A log without LOG_ALL: nothing is marked.
     let early = DirtyBits::new(64 << 20).expect("a log");
@@ -409,7 +433,7 @@ fn the_dirty_log_has_all_pages_written_and_only_while_it_is_on() {
         assert!(marked.is_superset(&written), "{len} bytes: {written:?} in {marked:?}");
         let used: BTreeSet<_> = marked.difference(&written).copied().collect();
         assert!(!used.is_empty() && used.is_subset(&rx_used), "{len}: {used:?} of {rx_used:?}");
-        assert!(used.contains(&(rings[0].used / PAGE)), "the used index is marked");
+        assert!(used.contains(&(rings[0].used / PAGE)), "the device's area is marked");
     }
 
     // What b sends marks the used ring only: its buffers are read.
@@ -438,11 +462,10 @@ fn the_dirty_log_has_all_pages_written_and_only_while_it_is_on() {
     switch.stop();
 }
 
-#[test]
-fn memory_that_comes_while_logging_is_logged() {
+fn memory_that_comes_while_logging_is_logged(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").start();
-    let mut a = Guest::builder(switch.socket("a")).attach().expect("a guest");
-    let guest = Guest::builder(switch.socket("b")).ring_size(64).manual_posting();
+    let mut a = Guest::builder(switch.socket("a")).with(format).attach().expect("a guest");
+    let guest = Guest::builder(switch.socket("b")).with(format).ring_size(64).manual_posting();
     let regions = [(0, 64 << 20), (1 << 30, 1 << 20)];
     let mut b = Logged { guest: guest.regions(&regions).attach().expect("a guest") };
     b.guest.queue(0).rx.drop_idle();
@@ -503,7 +526,7 @@ fn in_the_client_role_it_connects_when_somebody_listens() {
 
 #[test]
 fn a_second_frontend_is_turned_away() {
-    let mut bench = Bench::new(SetupOrder::Qemu);
+    let mut bench = Bench::new(SetupOrder::Qemu, 0);
     bench.exchange(1);
     let path = bench.switch.socket("b");
     for seed in 2..5 {
@@ -524,16 +547,15 @@ fn a_second_frontend_is_turned_away() {
     switch.stop();
 }
 
-#[test]
-fn frontends_that_come_and_go_leave_nothing() {
+fn frontends_that_come_and_go_leave_nothing(format: u64) {
     let mut switch = Switch::builder().port("a").port("b").start();
     let (pid, path) = (switch.process().pid(), switch.socket("b"));
     switch.process().output_with("ready", 0, PATIENCE);
-    let mut a = Guest::builder(switch.socket("a")).attach().expect("a guest");
+    let mut a = Guest::builder(switch.socket("a")).with(format).attach().expect("a guest");
     let alone = holdings(pid);
     for round in 0..30 {
         // An orderly one, one that dies with its rings running, one that says nothing.
-        let mut b = Guest::builder(&path).ring_size(64).attach().expect("a guest");
+        let mut b = Guest::builder(&path).with(format).ring_size(64).attach().expect("a guest");
         transfer(&mut b, &mut a, &frames(2, 1, 3, round));
         if round % 3 == 0 {
             b.stop().expect("bases");
@@ -547,9 +569,8 @@ fn frontends_that_come_and_go_leave_nothing() {
     switch.stop();
 }
 
-#[test]
-fn reset_makes_a_device_new() {
-    let mut bench = Bench::new(SetupOrder::Qemu);
+fn reset_makes_a_device_new(format: u64) {
+    let mut bench = Bench::new(SetupOrder::Qemu, format);
     bench.exchange(1);
     let connection = bench.b.connection();
     connection.reset_device().and_then(|()| connection.get_features()).expect("reset");
@@ -567,9 +588,8 @@ fn reset_makes_a_device_new() {
     bench.switch.stop();
 }
 
-#[test]
-fn a_call_descriptor_can_be_replaced_while_the_guest_waits() {
-    let mut bench = Bench::new(SetupOrder::Qemu);
+fn a_call_descriptor_can_be_replaced_while_the_guest_waits(format: u64) {
+    let mut bench = Bench::new(SetupOrder::Qemu, format);
     bench.exchange(1);
     for seed in 2..6 {
         // As QEMU does when a guest masks its vectors: none, then the real one again.
@@ -591,7 +611,7 @@ fn a_call_descriptor_can_be_replaced_while_the_guest_waits() {
 #[test]
 fn a_region_may_begin_inside_of_a_page() {
     // Firecracker and others cut their memory at any offset of a file.
-    let mut bench = Bench::new(SetupOrder::Qemu);
+    let mut bench = Bench::new(SetupOrder::Qemu, 0);
     let file = Memory::new(&[(0, 1 << 20)]).expect("memory");
     let region = Region {
         guest_addr: 16 << 30,
