@@ -99,11 +99,11 @@ def offloads(guest):
             for name, wanted in FEATURES.items()}
 
 
-def all_of(bed, secs, progress):
-    """Runs every measurement in a testbed; `progress` is told what is being done."""
+def steps(bed, secs):
+    """The measurements in a running testbed, by name, in the order to make them."""
     vm1, vm2 = bed.guests
     of = bed.addresses
-    steps = {
+    return {
         "offloads": lambda: offloads(vm1),
         "ping4": lambda: ping(vm1, of["vm2"][0]),
         "ping6": lambda: ping(vm1, of["vm2"][1]),
@@ -114,8 +114,3 @@ def all_of(bed, secs, progress):
         "tcp_vm1_host": lambda: tcp(vm1, of["host"][0], secs),
         "tcp_host_vm1": lambda: tcp_from_host(bed.namespace, of["vm1"][0], secs),
     }
-    results = {}
-    for name, step in steps.items():
-        progress(name.replace("_", " "))
-        results[name] = step()
-    return results

@@ -1,5 +1,6 @@
 """From the rounds' results to one table, 80 columns wide, or to JSON. It measures nothing."""
 
+import math
 import statistics
 
 # label, measurement, field, unit's divisor, digits, whether more is better (None: no comparison)
@@ -38,15 +39,18 @@ def _cell(values, digits):
     return f"{median} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
+def _ratio(ours, theirs):
+    """The median of the rounds' ratios: what a round has in common, such as a slow minute of the
+    machine, cancels out."""
+    return statistics.median(a / b if b else math.nan for a, b in zip(ours, theirs))
+
+
 def _row(row, ours, theirs):
     label, measurement, field, divisor, digits, more_is_better = row
     if measurement is None:
         return f"\n{label}"
     pair = [[one[measurement][field] / divisor for one in rounds] for rounds in (ours, theirs)]
-    base = statistics.median(pair[1])
-    ratio = ""
-    if more_is_better is not None and base > 0:
-        ratio = f"x{statistics.median(pair[0]) / base:.2f}"
+    ratio = "" if more_is_better is None else f"x{_ratio(*pair):.2f}"
     return _line(f"  {label}", *(_cell(values, digits) for values in pair), ratio)
 
 
@@ -71,11 +75,10 @@ def table(labels, ours, theirs, conditions):
 
 
 def document(keys, ours, theirs, conditions):
-    """The same for machines: every round's numbers, and the medians' ratios."""
+    """The same for machines: every round's numbers, and the medians of their ratios."""
     ratios = {}
     for _, measurement, field, _, _, better in ROWS:
         if better is not None:
-            medians = [statistics.median(one[measurement][field] for one in rounds)
-                       for rounds in (ours, theirs)]
-            ratios[f"{measurement}.{field}"] = medians[0] / medians[1] if medians[1] else None
+            pair = [[one[measurement][field] for one in rounds] for rounds in (ours, theirs)]
+            ratios[f"{measurement}.{field}"] = _ratio(*pair)
     return {**conditions, "backends": dict(zip(keys, (ours, theirs))), "ratios": ratios}

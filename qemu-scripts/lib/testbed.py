@@ -1,8 +1,8 @@
 """The two networks that the demo compares: one ringswitch process, and TAP + Linux bridge.
 
 Both have two guests, vm1 and vm2, and the host on the same segment. The guests are equal but for
-the backend of their NIC. Only one testbed exists at a time, with everything in it freshly started:
-the other one's guests cost no processor time, and each round is a sample of its own.
+the backend of their NIC. Testbeds live side by side, each in a network namespace of its own; the
+guests of one that isn't measured are idle.
 """
 
 import contextlib
