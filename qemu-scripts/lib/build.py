@@ -1,4 +1,4 @@
-"""Builds the switch with cargo and says where the program is."""
+"""Builds the programs of this repository with cargo and says where they are."""
 
 import json
 import os
@@ -31,14 +31,19 @@ def _cargo():
 
 
 def switch():
-    """Builds the release binary and returns its path; cargo's progress goes to stderr."""
+    """Builds the switch and returns its path."""
+    return program("ringswitch", "ringswitch")
+
+
+def program(package, name):
+    """Builds a package's release binary and returns its path; cargo's progress goes to stderr."""
     host.need(["cc"])
     cargo = _cargo()
     # rustup's directory holds rustc too, which cargo looks for on PATH.
     path = f"{os.environ['PATH']}:{pathlib.Path(cargo).parent}"
-    command = [cargo, "build", "--release", "--locked", "--bin", "ringswitch",
+    command = [cargo, "build", "--release", "--locked", "--package", package, "--bin", name,
                "--message-format=json-render-diagnostics"]
-    host.say("building ringswitch")
+    host.say(f"building {name}")
     with subprocess.Popen(command, cwd=host.REPOSITORY, stdin=subprocess.DEVNULL, text=True,
                           stdout=subprocess.PIPE, env=dict(os.environ, PATH=path)) as building:
         try:
@@ -50,6 +55,6 @@ def switch():
         raise host.Problem(f"`{' '.join(command)}` failed with exit code {building.returncode}")
     for line in messages.splitlines():
         message = json.loads(line)
-        if message.get("executable") and message["target"]["name"] == "ringswitch":
+        if message.get("executable") and message["target"]["name"] == name:
             return message["executable"]
-    raise host.Problem("cargo built no program named ringswitch")
+    raise host.Problem(f"cargo built no program named {name}")

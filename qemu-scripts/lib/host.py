@@ -29,6 +29,10 @@ PACKAGE_OF = {
     "tcpdump": "tcpdump",
     "ip": "iproute2",
     "cc": "build-essential",
+    "dpdk-testpmd": "dpdk-dev",
+    "ovs-vsctl": "openvswitch-switch",
+    "ovsdb-server": "openvswitch-switch",
+    "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk": "openvswitch-switch-dpdk",
 }
 
 
@@ -104,14 +108,14 @@ def _die_with_parent():
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def spawn(argv, log):
+def spawn(argv, log, stdin=subprocess.DEVNULL, env=None):
     """Starts a child that lives no longer than we do, its output in the file `log`.
 
     It gets a session of its own: Ctrl-C on the terminal reaches only us, and we end it in order.
     """
     argv = [str(arg) for arg in argv]
     with open(log, "ab") as out:
-        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+        child = subprocess.Popen(argv, stdin=stdin, stdout=out, stderr=out, env=env,
                                  start_new_session=True, preexec_fn=_die_with_parent)
     _children.append(child)
     return child

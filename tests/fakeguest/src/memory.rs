@@ -60,9 +60,18 @@ impl Memory {
     /// Memory with a region of `size` bytes at `guest_addr` for each of `(guest_addr, size)`, in
     /// the order given. Sizes are multiples of the page size.
     pub fn new(regions: &[(u64, u64)]) -> io::Result<Arc<Memory>> {
+        Memory::with_flags(regions, 0)
+    }
+
+    /// The same of huge pages of 2 MiB, of which sizes are multiples.
+    pub fn huge(regions: &[(u64, u64)]) -> io::Result<Arc<Memory>> {
+        Memory::with_flags(regions, libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)
+    }
+
+    fn with_flags(regions: &[(u64, u64)], flags: libc::c_uint) -> io::Result<Arc<Memory>> {
         let total: u64 = regions.iter().map(|(_, size)| size).sum();
         let mapped = usize::try_from(total).map_err(io::Error::other)?;
-        let file = memfd(total)?;
+        let file = memfd(total, flags)?;
         // SAFETY: a new shared mapping at an address of the kernel's choice replaces nothing.
         let addr = unsafe {
             libc::mmap(
@@ -277,9 +286,9 @@ impl DirtyBits {
     }
 }
 
-fn memfd(size: u64) -> io::Result<File> {
+fn memfd(size: u64, flags: libc::c_uint) -> io::Result<File> {
     // SAFETY: the name is a C string literal; the call has no other precondition.
-    let fd = unsafe { libc::memfd_create(c"fakeguest".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"fakeguest".as_ptr(), libc::MFD_CLOEXEC | flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

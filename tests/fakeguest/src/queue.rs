@@ -3,12 +3,14 @@
 //! [`RxQueue`] owns receive buffers: posts them, puts the frame in them together, posts them
 //! again. [`TxQueue`] owns slots of memory that frames are written to. Neither knows of messages.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::frames::{Frame, HEADER_LEN};
 use crate::layout::{GAP, Layout, Piece};
-use crate::memory::Memory;
+use crate::memory::{Cells, Memory};
 use crate::ring::Ring;
 
 /// Byte that receive buffers and the gaps around them are filled with before they are posted.
@@ -58,6 +60,11 @@ impl Slots {
     fn addr(&self, slot: u16) -> u64 {
         self.first + u64::from(slot) * self.stride
     }
+
+    /// The memory that `count` slots take.
+    fn bytes(&self, count: u16) -> usize {
+        usize::from(count) * self.stride as usize
+    }
 }
 
 /// Guest memory that the slots of one queue take.
@@ -71,6 +78,8 @@ pub struct RxQueue {
     /// The ring, for raw writes.
     pub ring: Ring,
     slots: Slots,
+    /// The slots' memory, to look at headers without a look-up of their address.
+    words: Cells<AtomicU16>,
     size: usize,
     layout: Layout,
     /// By head: the chain's pieces; empty where there is no chain.
@@ -86,6 +95,7 @@ impl RxQueue {
     /// As many buffers of `size` bytes as the ring holds in this layout, none posted.
     pub(crate) fn new(mut ring: Ring, size: usize, layout: Layout, automatic: bool) -> RxQueue {
         let slots = Slots::new(ring.memory(), ring.size(), layout.footprint(size));
+        let words = ring.memory().cells(slots.first, slots.bytes(ring.size()) / 2);
         let mut chains = vec![Vec::new(); usize::from(ring.size())];
         let mut idle = Vec::with_capacity(usize::from(ring.size()));
         for slot in 0..ring.size() {
@@ -98,7 +108,7 @@ impl RxQueue {
         }
         idle.reverse();
         let (mergeable, header_len) = (false, HEADER_LEN);
-        RxQueue { ring, slots, size, layout, chains, idle, automatic, mergeable, header_len }
+        RxQueue { ring, slots, words, size, layout, chains, idle, automatic, mergeable, header_len }
     }
 
     pub(crate) fn set_format(&mut self, mergeable: bool, header_len: usize) {
@@ -181,20 +191,22 @@ impl RxQueue {
     }
 
     /// Takes up to `max` frames without looking at their bytes, and posts the buffers again: for
-    /// generators. One publication for the burst. Allocates nothing.
+    /// generators, with buffers of the queue's own. One publication for the burst. Allocates
+    /// nothing.
     pub fn recv_burst(&mut self, max: u64) -> Burst {
         let mut burst = Burst::default();
         while burst.frames < max {
             let Some(used) = self.ring.pop() else { break };
-            let header = self.chains[usize::from(used.head)][0].addr;
-            let mut buffers = [0; 2];
-            if self.mergeable {
-                self.ring.memory().read(header + 10, &mut buffers);
-            }
+            let header = self.chains[usize::from(used.head)][0].addr - self.slots.first;
+            let buffers = if self.mergeable {
+                u16::from_le(self.words.at(header as usize / 2 + 5).load(Ordering::Relaxed))
+            } else {
+                1
+            };
             burst.frames += 1;
             burst.bytes += u64::from(used.len) - self.header_len as u64;
             self.ring.post(used.head);
-            for _ in 1..u16::from_le_bytes(buffers) {
+            for _ in 1..buffers {
                 let next = self.ring.pop().expect("all buffers of a frame are used at once");
                 burst.bytes += u64::from(next.len);
                 self.ring.post(next.head);
@@ -236,24 +248,31 @@ pub struct TxQueue {
     /// The ring, for raw writes.
     pub ring: Ring,
     slots: Slots,
+    /// The slots' memory, to write headers without a look-up of their address.
+    words: Cells<AtomicU64>,
     slot_size: u64,
     free: Vec<u16>,
     /// By head.
     owners: Vec<Owner>,
     /// Loaded chains that the device does not have, oldest first.
-    loaded: std::collections::VecDeque<u16>,
+    loaded: VecDeque<u16>,
+    /// By head of a loaded chain: where its header is in `words`, and the header's first 8 bytes.
+    headers: Vec<(usize, u64)>,
     header_len: usize,
 }
 
 impl TxQueue {
     pub(crate) fn new(ring: Ring, slot_size: u64) -> TxQueue {
         let slots = Slots::new(ring.memory(), ring.size(), slot_size);
+        let count = usize::from(ring.size());
         TxQueue {
+            words: ring.memory().cells(slots.first, slots.bytes(ring.size()) / 8),
             slots,
             slot_size,
             free: (0..ring.size()).rev().collect(),
-            owners: vec![Owner::Caller; usize::from(ring.size())],
-            loaded: std::collections::VecDeque::with_capacity(usize::from(ring.size())),
+            owners: vec![Owner::Caller; count],
+            loaded: VecDeque::with_capacity(count),
+            headers: vec![(0, 0); count],
             header_len: HEADER_LEN,
             ring,
         }
@@ -333,29 +352,50 @@ impl TxQueue {
     /// Prepares every slot for [`TxQueue::send_burst`], the frames taking turns. The queue sends
     /// nothing else from then on.
     pub fn load(&mut self, frames: &[Frame], layout: &Layout) -> io::Result<()> {
+        self.load_up_to(usize::MAX, frames, layout)
+    }
+
+    /// The same with `count` slots, so that the frames take no more of the caches than wanted.
+    /// What was loaded before is gone.
+    pub fn load_up_to(
+        &mut self,
+        count: usize,
+        frames: &[Frame],
+        layout: &Layout,
+    ) -> io::Result<()> {
         self.reclaim();
-        if self.ring.in_flight() != 0 || !self.loaded.is_empty() {
-            return Err(io::Error::other("frames are loaded once, into an idle queue"));
+        if self.ring.in_flight() != 0 {
+            return Err(io::Error::other("frames are loaded into an idle queue"));
         }
-        for frame in frames.iter().cycle() {
+        for head in self.loaded.drain(..) {
+            self.ring.free(head);
+        }
+        self.free = (0..self.ring.size()).rev().collect();
+        for frame in frames.iter().cycle().take(count) {
             if !self.post(frame, layout) {
                 break;
             }
         }
         // Only built so far: nothing was published, so the ring can still be taken back.
         for head in self.ring.unpost() {
+            if let Owner::Slot(slot) = self.owners[usize::from(head)] {
+                let at = slot as usize * self.slots.stride as usize / 8;
+                self.headers[usize::from(head)] = (at, self.words.at(at).load(Ordering::Relaxed));
+            }
             self.owners[usize::from(head)] = Owner::Loaded;
             self.loaded.push_back(head);
         }
         Ok(())
     }
 
-    /// Sends up to `count` of the loaded frames in one publication; tells how many. Allocates
-    /// nothing.
+    /// Sends up to `count` of the loaded frames in one publication; tells how many. Each header is
+    /// written anew, as drivers do, so that its cache line comes from this core. Allocates nothing.
     pub fn send_burst(&mut self, count: usize) -> usize {
         self.reclaim();
         let count = count.min(self.loaded.len());
         for head in self.loaded.drain(..count) {
+            let (at, header) = self.headers[usize::from(head)];
+            self.words.at(at).store(header, Ordering::Relaxed);
             self.ring.post(head);
         }
         self.ring.publish();

@@ -58,6 +58,7 @@ pub struct Builder {
     tx_slot: u64,
     automatic: bool,
     regions: Option<Vec<(u64, u64)>>,
+    huge_pages: bool,
     mtu: Option<u64>,
 }
 
@@ -76,6 +77,7 @@ impl Builder {
             tx_slot: 65536 + 64 * (INDIRECT_MAX as u64 + 1),
             automatic: true,
             regions: None,
+            huge_pages: false,
             mtu: None,
         }
     }
@@ -147,6 +149,11 @@ impl Builder {
         Builder { regions: Some(regions.to_vec()), ..self }
     }
 
+    /// Takes the memory from the host's huge pages of 2 MiB; such regions are multiples of that.
+    pub fn huge_pages(self, huge_pages: bool) -> Builder {
+        Builder { huge_pages, ..self }
+    }
+
     /// Tells the backend this MTU.
     pub fn mtu(self, mtu: u64) -> Builder {
         Builder { mtu: Some(mtu), ..self }
@@ -158,7 +165,8 @@ impl Builder {
             Role::Connect => None,
             Role::Listen => Some(UnixListener::bind(&self.path)?),
         };
-        let memory = Memory::new(&self.regions.clone().unwrap_or_else(|| self.default_regions()))?;
+        let regions = self.regions.clone().unwrap_or_else(|| self.default_regions());
+        let memory = if self.huge_pages { Memory::huge(&regions) } else { Memory::new(&regions) }?;
         let mut queues = Vec::with_capacity(self.queue_pairs);
         for _ in 0..self.queue_pairs {
             let ring = || Ring::new(&memory, self.ring_size, self.features);
@@ -203,9 +211,9 @@ impl Builder {
         let ring = u64::from(size) * (INDIRECT_MAX as u64 * 16 + 26) + 4096;
         let rx = slots_footprint(size, self.rx_layout.footprint(self.rx_buffer_size()));
         let tx = slots_footprint(size, self.tx_slot);
-        let need = (self.queue_pairs as u64 * (2 * ring + rx + tx)).next_multiple_of(1 << 20);
+        let need = (self.queue_pairs as u64 * (2 * ring + rx + tx)).next_multiple_of(4 << 20);
         // What doesn't fit in the first one goes to the second; unused memory costs nothing.
-        vec![(0, need / 2 + (1 << 20)), (4 << 30, need + (1 << 20))]
+        vec![(0, need / 2 + (2 << 20)), (4 << 30, need + (2 << 20))]
     }
 
     /// Connects, waiting for the backend to appear.
