@@ -119,7 +119,8 @@ class Ovs(Backend):
         self._vsctl("init")
         self._vsctl("set", "Open_vSwitch", ".", *(f"other_config:{setting}" for setting in (
             "dpdk-init=true", f"pmd-cpu-mask={1 << cpu:#x}", f"dpdk-lcore-mask={1 << control:#x}",
-            "dpdk-socket-mem=512", "vhost-iommu-support=false",
+            # Without a limit its buffers take all the huge pages that there are.
+            "dpdk-socket-mem=512", "dpdk-socket-limit=512", "vhost-iommu-support=false",
             f"dpdk-extra=--no-pci --in-memory --file-prefix={self.place.prefix}-be",
             f"userspace-tso-enable={'true' if self.place.table.tso else 'false'}")))
         self._vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev",
