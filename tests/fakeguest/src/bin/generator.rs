@@ -351,9 +351,8 @@ impl Generator {
     }
 
     fn kicks(&self) -> u64 {
-        let kicks = |guest: &Guest| {
-            (0..2).map(|ring| guest.ring(ring).notifications().kicks).sum::<u64>()
-        };
+        let kicks =
+            |guest: &Guest| (0..2).map(|ring| guest.ring(ring).notifications().kicks).sum::<u64>();
         self.guests.iter().map(kicks).sum()
     }
 
@@ -427,7 +426,7 @@ fn main() -> Result<()> {
             }
         }
     });
-    println!("{}", r#"{"ready": true}"#);
+    println!(r#"{{"ready": true}}"#);
     io::stdout().flush()?;
     generator.serve(&commands)
 }
