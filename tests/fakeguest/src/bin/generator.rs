@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! generator SOCKET SOCKET [--listen] [--ring N] [--rx-buffer BYTES] [--max-frame BYTES]
-//!           [--mtu BYTES] [--huge-pages] [--no-mergeable] [--in-order]
+//!           [--mtu BYTES] [--huge-pages] [--no-mergeable] [--in-order] [--packed]
 //! ```
 //!
 //! Theory of operation: the loop is closed. For every frame that a guest receives, the other one
@@ -58,6 +58,7 @@ struct Options {
     huge_pages: bool,
     mergeable: bool,
     in_order: bool,
+    packed: bool,
 }
 
 impl Options {
@@ -73,6 +74,7 @@ impl Options {
             huge_pages: false,
             mergeable: true,
             in_order: false,
+            packed: false,
         };
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -85,6 +87,7 @@ impl Options {
                 "--huge-pages" => options.huge_pages = true,
                 "--no-mergeable" => options.mergeable = false,
                 "--in-order" => options.in_order = true,
+                "--packed" => options.packed = true,
                 _ if word.starts_with('-') => return Err(format!("{word} is unknown").into()),
                 _ => sockets.push(PathBuf::from(word)),
             }
@@ -97,6 +100,9 @@ impl Options {
         let (mut with, mut without) = (0, 0);
         if self.in_order {
             with |= features::IN_ORDER;
+        }
+        if self.packed {
+            with |= features::RING_PACKED;
         }
         if !self.mergeable {
             without |= features::MRG_RXBUF;
