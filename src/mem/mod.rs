@@ -13,7 +13,7 @@ mod dirty;
 mod region;
 mod segment;
 
-pub use copy::copy;
+pub use copy::{copy, copy_short};
 pub use dirty::DirtyLog;
 pub use region::{MAX_REGIONS, MapError, RegionMap, RegionSpec};
 pub use segment::{MAX_FRAME_SEGMENTS, Segment, SegmentPool, Segments, Tail, write_frame};

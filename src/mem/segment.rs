@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 
 use crate::sys::prefetch;
 
-use super::{RegionMap, copy};
+use super::{RegionMap, copy, copy_short};
 
 /// The most segments of one frame. Linux sends at most 19, QEMU accepts chains of 1024.
 pub const MAX_FRAME_SEGMENTS: usize = 1000;
@@ -140,6 +140,7 @@ impl Segments<'_> {
 
     /// Copies the first bytes of `range` into `out` and removes them from the segments: they are
     /// fetched once. Segments that become empty leave the range. Returns how many bytes came.
+    /// For headers: short ones.
     #[inline]
     pub fn take(&mut self, range: &mut Range<u32>, out: &mut [u8]) -> usize {
         let mut done = 0;
@@ -150,7 +151,7 @@ impl Segments<'_> {
             let n = (out.len() - done).min(segment.len as usize);
             // SAFETY: the segment's bytes are readable for 'm, and `out` has room for n more.
             unsafe {
-                copy(segment.ptr.as_ptr(), out.as_mut_ptr().add(done), n);
+                copy_short(segment.ptr.as_ptr(), out.as_mut_ptr().add(done), n);
                 segment.ptr = segment.ptr.add(n);
             }
             segment.len -= n as u32;

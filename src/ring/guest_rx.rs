@@ -5,10 +5,10 @@
 //! What was looked at but not used is forgotten when the ring stops or its memory changes;
 //! the ring's position only counts what was used.
 
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 use std::ptr::NonNull;
 
-use crate::mem::{DirtyLog, Tail, copy};
+use crate::mem::{DirtyLog, Tail, copy, copy_short};
 use crate::sys::prefetch;
 use crate::wire::vnet::VnetHeader;
 
@@ -42,11 +42,18 @@ struct Piece {
     guest_addr: u64,
 }
 
+impl Piece {
+    const EMPTY: Self = Self { ptr: NonNull::dangling(), len: 0, guest_addr: 0 };
+}
+
 /// A receive buffer: one available chain.
 #[derive(Clone, Copy, Debug)]
 struct Buffer {
+    /// Most buffers are one piece.
+    first: Piece,
+    /// How many pieces follow, in [`Ahead::more`].
+    more: u16,
     head: Head,
-    pieces: u16,
     /// Room, bytes. Zero for a chain that breaks the rules: it is completed with length 0.
     len: u32,
 }
@@ -55,7 +62,8 @@ struct Buffer {
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     buffers: VecDeque<Buffer>,
-    pieces: VecDeque<Piece>,
+    /// The pieces of all buffers behind each one's first.
+    more: VecDeque<Piece>,
     /// Entries of the ring that they take.
     slots: u16,
     /// Descriptors that may still be read for this burst, so that no guest's buffers, however
@@ -146,10 +154,33 @@ impl<'r, F: Format> Receiver<'r, F> {
     ) -> Result<(), RxFault> {
         let live = &mut *self.live;
         let need = u64::from(len) + live.header as u64;
+        if let Some(buffer) = live.ahead.buffers.front()
+            && buffer.more == 0
+            && u64::from(buffer.len) >= need
+            && live.log.is_none()
+        {
+            vnet.num_buffers = 1;
+            // SAFETY: the piece lies in a mapping that the ring's `Live` keeps.
+            unsafe { write_whole(&buffer.first, &vnet.to_bytes(), live.header, head, tail) };
+            live.use_buffers(1, need);
+            return Ok(());
+        }
+        self.deliver_parts(vnet, need, head, tail)
+    }
+
+    /// Like `deliver`, into buffers of any number and shape.
+    fn deliver_parts(
+        &mut self,
+        mut vnet: VnetHeader,
+        need: u64,
+        head: &[u8],
+        tail: Tail<'_>,
+    ) -> Result<(), RxFault> {
+        let live = &mut *self.live;
         let count = live.gather(need)?;
         vnet.num_buffers = count as u16;
         let vnet = vnet.to_bytes();
-        let mut writer = Writer::new(&live.ahead.pieces, live.log.as_deref());
+        let mut writer = Writer::new(&live.ahead, live.log.as_deref());
         // SAFETY: both are local slices of at least these lengths (a header has 10 or 12 bytes),
         // and a tail yields ranges that are readable while it is borrowed.
         unsafe {
@@ -189,38 +220,42 @@ impl<F: Format> LiveRing<F> {
     #[inline]
     fn add_buffer(&mut self, head: Head, first: Option<Desc>) {
         let Self { ring, mem, ahead, .. } = self;
-        let pieces = &mut ahead.pieces;
-        let begin = pieces.len();
-        let (mut len, mut hint) = (0u32, 0);
+        let known = ahead.more.len();
+        let mut buffer = Buffer { first: Piece::EMPTY, more: 0, head, len: 0 };
+        let mut hint = 0;
         let walked = first.is_some_and(|first| {
-            let buffer = |desc: &Desc| {
+            let add = |desc: &Desc| {
                 ahead.descriptors = ahead.descriptors.saturating_sub(1);
                 let (mut addr, mut left) = (desc.addr, desc.len);
                 while left > 0 {
                     let Some((ptr, n)) = mem.translate(addr, left, &mut hint) else {
                         return false;
                     };
-                    if pieces.len() - begin >= MAX_CHAIN {
-                        return false;
-                    }
                     prefetch::write(ptr.as_ptr());
                     prefetch::write(ptr.as_ptr().wrapping_add(64));
-                    pieces.push_back(Piece { ptr, len: n, guest_addr: addr });
+                    let piece = Piece { ptr, len: n, guest_addr: addr };
+                    if buffer.len == 0 {
+                        buffer.first = piece;
+                    } else if usize::from(buffer.more) < MAX_CHAIN {
+                        ahead.more.push_back(piece);
+                        buffer.more += 1;
+                    } else {
+                        return false;
+                    }
                     left -= n;
-                    len = len.saturating_add(n);
+                    buffer.len = buffer.len.saturating_add(n);
                     addr = addr.saturating_add(u64::from(n));
                 }
                 true
             };
-            ring.walk(mem, head, first, DESC_F_WRITE, buffer).is_ok()
+            ring.walk(mem, head, first, DESC_F_WRITE, add).is_ok()
         });
         if !walked {
-            pieces.truncate(begin);
-            len = 0;
+            ahead.more.truncate(known);
+            buffer = Buffer { first: Piece::EMPTY, more: 0, head, len: 0 };
         }
-        let pieces = (pieces.len() - begin) as u16;
         ahead.slots += head.slots;
-        ahead.buffers.push_back(Buffer { head, pieces, len });
+        ahead.buffers.push_back(buffer);
     }
 
     /// Finds how many of the next buffers hold `need` bytes.
@@ -262,16 +297,50 @@ impl<F: Format> LiveRing<F> {
             bytes -= u64::from(written);
             self.ring.complete(buffer.head, written);
             self.ahead.slots = self.ahead.slots.saturating_sub(buffer.head.slots);
-            for _ in 0..buffer.pieces {
-                self.ahead.pieces.pop_front();
+            for _ in 0..buffer.more {
+                self.ahead.more.pop_front();
             }
+        }
+    }
+}
+
+/// Writes a frame into a buffer that is one piece and has room for it.
+///
+/// # Safety
+///
+/// `piece` is writable.
+#[inline]
+unsafe fn write_whole(
+    piece: &Piece,
+    vnet: &[u8; VnetHeader::LEN],
+    header: usize,
+    head: &[u8],
+    tail: Tail<'_>,
+) {
+    let (at, room) = (piece.ptr.as_ptr(), piece.len as usize);
+    let mut end = header + head.len();
+    if header > vnet.len() || end > room {
+        return;
+    }
+    // SAFETY: `vnet` and `head` are local and hold what is copied of them, a tail yields ranges
+    // that are readable while it is borrowed, and `end` never passes `room`.
+    unsafe {
+        copy_short(vnet.as_ptr(), at, header);
+        copy_short(head.as_ptr(), at.add(header), head.len());
+        for (ptr, n) in tail.pieces() {
+            let n = n.min(room - end);
+            copy(ptr, at.add(end), n);
+            end += n;
         }
     }
 }
 
 /// Writes bytes into consecutive pieces. There is room: `gather` counted it.
 struct Writer<'a> {
-    pieces: std::collections::vec_deque::Iter<'a, Piece>,
+    buffers: vec_deque::Iter<'a, Buffer>,
+    more: vec_deque::Iter<'a, Piece>,
+    /// Pieces that the present buffer has left in `more`.
+    left_more: u16,
     at: *mut u8,
     left: usize,
     guest_addr: u64,
@@ -280,9 +349,27 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     #[inline]
-    fn new(pieces: &'a VecDeque<Piece>, log: Option<&'a DirtyLog>) -> Self {
-        let at = NonNull::dangling().as_ptr();
-        Self { pieces: pieces.iter(), at, left: 0, guest_addr: 0, log }
+    fn new(ahead: &'a Ahead, log: Option<&'a DirtyLog>) -> Self {
+        Self {
+            buffers: ahead.buffers.iter(),
+            more: ahead.more.iter(),
+            left_more: 0,
+            at: NonNull::dangling().as_ptr(),
+            left: 0,
+            guest_addr: 0,
+            log,
+        }
+    }
+
+    #[inline]
+    fn next_piece(&mut self) -> Option<Piece> {
+        if let Some(left) = self.left_more.checked_sub(1) {
+            self.left_more = left;
+            return self.more.next().copied();
+        }
+        let buffer = self.buffers.next()?;
+        self.left_more = buffer.more;
+        Some(buffer.first)
     }
 
     /// Appends `len` bytes from `src`.
@@ -294,7 +381,7 @@ impl<'a> Writer<'a> {
     unsafe fn write(&mut self, mut src: *const u8, mut len: usize) {
         while len > 0 {
             if self.left == 0 {
-                let Some(piece) = self.pieces.next() else {
+                let Some(piece) = self.next_piece() else {
                     return;
                 };
                 self.at = piece.ptr.as_ptr();

@@ -15,7 +15,9 @@ const RESERVED: std::ops::RangeInclusive<u64> = 0x0180_c200_0001..=0x0180_c200_0
 /// `now` is in seconds of the table's clock.
 #[inline]
 pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32) {
-    let mut last_source = MacAddr([0; 6]);
+    // Frames of a burst mostly have the same addresses: learned once, looked up once.
+    let mut last_source = MacAddr::default();
+    let mut last = (MacAddr::default(), Verdict::Flood);
     for frame in frames {
         if frame.verdict != Verdict::Flood {
             continue;
@@ -25,12 +27,16 @@ pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32)
             frame.verdict = Verdict::Drop(DropReason::BadLength);
             continue;
         };
-        // Frames of a burst mostly have the same source: learn it once.
         if source != last_source {
             macs.learn(source.to_u64(), ingress.0, now);
             last_source = source;
+            // The station may have been the last destination until now.
+            last = (MacAddr::default(), Verdict::Flood);
         }
-        frame.verdict = decide(destination, macs, ingress, now);
+        if destination != last.0 {
+            last = (destination, decide(destination, macs, ingress, now));
+        }
+        frame.verdict = last.1;
     }
 }
 
