@@ -87,7 +87,8 @@ impl Driver {
         if self.packed.is_none() {
             return slots.into();
         }
-        let half = slots % self.size | if slots / self.size % 2 == 0 { 1 << 15 } else { 0 };
+        let wrap = (slots / self.size).is_multiple_of(2);
+        let half = slots % self.size + if wrap { 1 << 15 } else { 0 };
         u32::from(half) << 16 | u32::from(half)
     }
 

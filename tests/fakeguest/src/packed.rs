@@ -371,3 +371,6 @@ impl PackedRing {
         (word as u32, (word >> 32) as u16, (word >> 48) as u16)
     }
 }
+
+#[cfg(test)]
+mod tests;
