@@ -9,6 +9,7 @@ use crate::config::{PortKind, PortSettings, Settings, VhostUserSettings};
 use crate::frame::PortId;
 use crate::port::{Kind, Port, TapPort, VhostPort};
 use crate::ring::Queues;
+use crate::sys::poller::Trigger;
 use crate::sys::tap::{Tap, TapOptions};
 use crate::sys::{clock, limits, thread as sys_thread};
 use crate::table::mac::{self, MacTable, MacTableConfig};
@@ -62,16 +63,17 @@ impl Switch {
     fn watch_taps(&self, placement: &Placement) -> Result<(), Error> {
         for port in &self.shared.ports {
             let Kind::Tap(tap) = &port.kind else { continue };
-            let Some((worker, source)) = placement.of(port, 0) else {
-                continue;
-            };
-            let Some(mailbox) = self.shared.mailboxes.get(worker) else {
-                continue;
-            };
-            mailbox
-                .poller
-                .add(tap.as_fd(), u64::from(source), crate::sys::poller::Trigger::Edge)
-                .map_err(|source| Error::System { what: "watch a TAP device", source })?;
+            for queue in 0..tap.queues() {
+                let Some((worker, source)) = placement.of(port, queue) else {
+                    continue;
+                };
+                let watched = self.shared.mailboxes.get(worker).zip(tap.queue_fd(queue));
+                let Some((mailbox, fd)) = watched else { continue };
+                mailbox
+                    .poller
+                    .add(fd, u64::from(source), Trigger::Edge)
+                    .map_err(|source| Error::System { what: "watch a TAP device", source })?;
+            }
         }
         Ok(())
     }
@@ -150,7 +152,8 @@ fn open_ports(settings: &Settings) -> Result<Box<[Arc<Port>]>, Error> {
                 Kind::Vhost(VhostPort::new(Arc::new(Queues::new(*queue_pairs))))
             }
             PortKind::Tap(tap) => {
-                let options = TapOptions { mtu: tap.mtu, bridge: tap.bridge.clone() };
+                let queues = settings.workers.count;
+                let options = TapOptions { queues, mtu: tap.mtu, bridge: tap.bridge.clone() };
                 let opened = Tap::open(&tap.device, &options);
                 Kind::Tap(TapPort::new(
                     opened.map_err(|source| Error::Tap { port: wanted.name.clone(), source })?,

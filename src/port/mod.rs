@@ -6,6 +6,7 @@
 
 pub mod counters;
 mod offload;
+mod steer;
 mod tap;
 mod vhost;
 
@@ -86,13 +87,30 @@ impl Port {
         }
     }
 
+    /// The worker that takes what comes in by a queue: the pairs of a guest and the queues of a TAP
+    /// go round, and each port begins one worker further, since most use few of their queues.
+    #[inline]
+    pub fn worker_of(&self, queue: usize) -> usize {
+        (self.id.index() + queue) % self.counters.len()
+    }
+
+    /// The queue, of `queues`, that a worker writes to: the one that it takes frames from, if there
+    /// is one for each worker.
+    #[inline]
+    fn queue_of(&self, worker: usize, queues: usize) -> usize {
+        let workers = self.counters.len();
+        (worker + workers - self.id.index() % workers) % workers % queues
+    }
+
     /// Sends frames out of this port. Each is delivered, or counted as a drop of this port.
     #[inline]
     pub fn egress(&self, burst: Egress<'_>, worker: usize) {
         let counters = self.counters(worker);
         match &self.kind {
             Kind::Vhost(port) => port.egress(burst, counters),
-            Kind::Tap(port) => port.egress(burst, counters),
+            Kind::Tap(port) => {
+                port.egress(self.queue_of(worker, port.queues()), burst, counters);
+            }
         }
     }
 }

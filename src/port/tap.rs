@@ -13,10 +13,10 @@ use crate::wire::vnet::VnetHeader;
 use super::offload::Outgoing;
 use super::{Counters, Egress};
 
-/// Frames that are read from a TAP in one burst: each takes a system call.
-const TAP_BURST: usize = 16;
-/// Room for one frame with its header.
+/// Room for the longest frame with its header.
 const SLOT: usize = READ_BUFFER_LEN.next_multiple_of(64);
+/// So many of the longest frames end a burst; of shorter ones [`BURST`] do.
+const LONGEST_FRAMES: usize = 16;
 
 /// The data side of a TAP port.
 #[derive(Debug)]
@@ -24,7 +24,8 @@ pub struct TapPort {
     tap: Tap,
 }
 
-/// A worker's buffer for frames that are read from TAPs.
+/// A worker's buffer for frames that are read from TAPs. They lie one behind the other: what is
+/// small stays in the cache.
 #[derive(Debug)]
 pub struct TapReader {
     buffer: Box<[u8]>,
@@ -32,7 +33,7 @@ pub struct TapReader {
 
 impl Default for TapReader {
     fn default() -> Self {
-        Self { buffer: vec![0; SLOT * TAP_BURST].into_boxed_slice() }
+        Self { buffer: vec![0; SLOT * LONGEST_FRAMES].into_boxed_slice() }
     }
 }
 
@@ -47,9 +48,14 @@ impl TapPort {
         &self.tap
     }
 
-    /// What is readable when frames wait.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tap.as_fd()
+    /// How many queues it has.
+    pub fn queues(&self) -> usize {
+        self.tap.queues().len()
+    }
+
+    /// What is readable when frames wait in a queue.
+    pub fn queue_fd(&self, queue: usize) -> Option<BorrowedFd<'_>> {
+        self.tap.queues().get(queue).map(AsFd::as_fd)
     }
 
     /// Offloads that the kernel may use in frames that are read from the device.
@@ -64,23 +70,26 @@ impl TapPort {
         if self.tap.has_uso() { Offloads::all() } else { without_uso }
     }
 
-    /// Reads up to 16 frames. Returns the number of good ones, the segments of their
-    /// tails, and the number of those with impossible lengths.
+    /// Reads frames from a queue, one system call each. Returns the number of good ones, the
+    /// segments of their tails, and the number of those with impossible lengths.
     pub fn receive<'m>(
         &self,
+        queue: usize,
         reader: &'m mut TapReader,
         pool: &'m mut SegmentPool,
         frames: &mut [Frame],
     ) -> (usize, Segments<'m>, u16) {
         let mut tails: [Range<usize>; BURST] = std::array::from_fn(|_| 0..0);
-        let (mut good, mut bad) = (0, 0);
-        for slot in 0..TAP_BURST.min(frames.len()) {
-            let begin = slot * SLOT;
+        let (mut good, mut bad, mut begin) = (0, 0, 0);
+        let Some(queue) = self.tap.queues().get(queue) else {
+            return (0, pool.local(&[], std::iter::empty()), 0);
+        };
+        for _ in 0..BURST.min(frames.len()) {
             let Some(buffer) = reader.buffer.get_mut(begin..begin + SLOT) else {
                 break;
             };
             // Nothing left, or the device is down: both end the burst.
-            let Ok(n) = self.tap.read(buffer) else { break };
+            let Ok(n) = queue.read(buffer) else { break };
             let frame_and_tail = frames.get_mut(good).zip(tails.get_mut(good));
             let Some((frame, tail)) = frame_and_tail else {
                 break;
@@ -89,6 +98,7 @@ impl TapPort {
                 Some(head) => {
                     *tail = begin + VnetHeader::LEN + head..begin + n;
                     good += 1;
+                    begin += n.next_multiple_of(64);
                 }
                 None => bad += 1,
             }
@@ -97,47 +107,53 @@ impl TapPort {
         (good, segments, bad)
     }
 
-    /// Writes frames to the device, one system call each.
-    pub(super) fn egress(&self, burst: Egress<'_>, counters: &Counters) {
+    /// Writes frames to a queue, one system call each.
+    pub(super) fn egress(&self, queue: usize, burst: Egress<'_>, counters: &Counters) {
+        let Some(queue) = self.queue_fd(queue) else { return };
         let accepts = self.accepts();
         for frame in burst.frames() {
             let done = match offload::for_receiver(&frame.vnet, accepts) {
                 Some(vnet) => {
                     let tail = burst.segments.tail(frame.tail.clone());
-                    self.write(vnet, frame.head(), tail)
+                    write(queue, vnet, frame.head(), tail)
                 }
-                None => self.convert(frame, burst.segments, accepts, counters),
+                None => convert(queue, frame, burst.segments, accepts, counters),
             };
             counters.count_egress(frame, done);
         }
     }
+}
 
-    #[cold]
-    fn convert(
-        &self,
-        frame: &Frame,
-        segments: &Segments<'_>,
-        accepts: Offloads,
-        counters: &Counters,
-    ) -> Result<(), DropReason> {
-        let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
-        outgoing.count_conversion(counters);
-        for index in 0..outgoing.count() {
-            let (vnet, headers, payload, _) = outgoing.frame(index);
-            self.write(vnet, headers.as_slice(), payload)?;
-        }
-        Ok(())
+#[cold]
+fn convert(
+    queue: BorrowedFd<'_>,
+    frame: &Frame,
+    segments: &Segments<'_>,
+    accepts: Offloads,
+    counters: &Counters,
+) -> Result<(), DropReason> {
+    let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
+    outgoing.count_conversion(counters);
+    for index in 0..outgoing.count() {
+        let (vnet, headers, payload, _) = outgoing.frame(index);
+        write(queue, vnet, headers.as_slice(), payload)?;
     }
+    Ok(())
+}
 
-    fn write(&self, vnet: VnetHeader, head: &[u8], tail: Tail<'_>) -> Result<(), DropReason> {
-        match write_frame(self.tap.as_fd(), &vnet.to_bytes(), head, tail) {
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(DropReason::BadOffload),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EBADFD | libc::ENODEV)) => {
-                Err(DropReason::TapDown)
-            }
-            Err(_) => Err(DropReason::TapFull),
+fn write(
+    queue: BorrowedFd<'_>,
+    vnet: VnetHeader,
+    head: &[u8],
+    tail: Tail<'_>,
+) -> Result<(), DropReason> {
+    match write_frame(queue, &vnet.to_bytes(), head, tail) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(DropReason::BadOffload),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EBADFD | libc::ENODEV)) => {
+            Err(DropReason::TapDown)
         }
+        Err(_) => Err(DropReason::TapFull),
     }
 }
 

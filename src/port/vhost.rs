@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::frame::{DropReason, Frame};
+use crate::frame::{BURST, DropReason, Frame};
 use crate::mem::Segments;
 use crate::ring::{AnyReceiver, Format, LinkState, Queues, Receiver, Ring, RxFault};
 use crate::wire::flow::flow_hash;
 use crate::wire::offload::{self, Offloads};
 
 use super::offload::Outgoing;
+use super::steer::FlowQueues;
 use super::{Counters, Egress};
 
 /// How long a worker waits for a receive ring that another one writes to, or whose port is being
@@ -25,12 +26,15 @@ pub struct VhostPort {
     queues: Arc<Queues>,
     /// Bit k: the guest receives on pair k.
     receive_pairs: AtomicU64,
+    /// Where the guest's flows are, if it may have several pairs.
+    flows: Option<FlowQueues>,
 }
 
 impl VhostPort {
     /// A port over `queues`.
     pub fn new(queues: Arc<Queues>) -> Self {
-        Self { queues, receive_pairs: AtomicU64::new(0) }
+        let flows = (Queues::len(&queues) > 2).then(FlowQueues::default);
+        Self { queues, receive_pairs: AtomicU64::new(0), flows }
     }
 
     /// The port's rings.
@@ -55,11 +59,29 @@ impl VhostPort {
         self.queues.ring(2 * pair + 1)
     }
 
+    /// How many pairs the guest receives on: the first ones, since `ethtool -L` takes the last ones
+    /// away.
+    #[inline]
+    fn enabled_pairs(&self) -> u32 {
+        self.receive_pairs.load(Ordering::Relaxed).trailing_ones()
+    }
+
+    /// Notes that the guest sent frames on `pair`, for their answers to come by the same one. `now`
+    /// is in seconds.
+    #[inline]
+    pub fn note_flows(&self, pair: usize, frames: &[Frame], now: u32) {
+        let Some(flows) = self.flows.as_ref().filter(|_| self.enabled_pairs() > 1) else {
+            return;
+        };
+        for frame in frames {
+            flows.note(flow_hash(frame.head()), pair as u8, now);
+        }
+    }
+
     /// Delivers frames to the guest.
     #[inline]
     pub(super) fn egress(&self, burst: Egress<'_>, counters: &Counters) {
-        // Enabled pairs are the first ones: `ethtool -L` takes the last ones away.
-        let pairs = self.receive_pairs.load(Ordering::Relaxed).trailing_ones();
+        let pairs = self.enabled_pairs();
         match pairs {
             0 => counters.drop(DropReason::LinkDown, burst.list.len() as u64),
             1 => self.deliver(0, burst.frames(), burst.segments, counters),
@@ -69,14 +91,29 @@ impl VhostPort {
 
     /// Delivers frames to several queues: each flow keeps to one, so its order is kept.
     fn spread(&self, pairs: u32, burst: Egress<'_>, counters: &Counters) {
-        let pair_of = |frame: &Frame| flow_hash(frame.head()) % pairs;
-        let mut wanted = burst.frames().fold(0u64, |set, frame| set | 1 << pair_of(frame));
+        // Decided once: another worker may change what is known of a flow meanwhile.
+        let mut chosen = [0u8; BURST];
+        let mut wanted = 0u64;
+        for (frame, pair) in burst.frames().zip(&mut chosen) {
+            *pair = self.pair_for(frame, pairs);
+            wanted |= 1 << *pair;
+        }
         while wanted != 0 {
             let pair = wanted.trailing_zeros();
             wanted &= wanted - 1;
-            let frames = burst.frames().filter(|frame| pair_of(frame) == pair);
+            let frames = burst.frames().zip(&chosen);
+            let frames = frames.filter(|(_, of)| u32::from(**of) == pair).map(|(frame, _)| frame);
             self.deliver(pair as usize, frames, burst.segments, counters);
         }
+    }
+
+    /// The pair, of the first `pairs`, for a frame: that on which the guest sends the flow, else one
+    /// by the flow's hash.
+    #[inline]
+    fn pair_for(&self, frame: &Frame, pairs: u32) -> u8 {
+        let hash = flow_hash(frame.head());
+        let noted = self.flows.as_ref().and_then(|flows| flows.pair(hash));
+        noted.filter(|pair| u32::from(*pair) < pairs).unwrap_or((hash % pairs) as u8)
     }
 
     fn deliver<'b>(

@@ -16,6 +16,8 @@ const SIOCBRADDIF: libc::c_ulong = 0x89a2;
 const SIOCDEVPRIVATE: libc::c_ulong = 0x89f0;
 /// linux/ethtool.h: name the driver.
 const ETHTOOL_GDRVINFO: u32 = 3;
+/// linux/ethtool.h: whether the device is up and has a carrier.
+const ETHTOOL_GLINK: u32 = 10;
 /// linux/if_bridge.h: list the interface indexes of the ports.
 const BRCTL_GET_PORT_LIST: libc::c_ulong = 7;
 /// net/bridge/br_private.h: the most ports a bridge can have (`BR_MAX_PORTS`).
@@ -135,6 +137,17 @@ impl NetDevice {
         request.ifr_ifru.ifru_data = (&raw mut info).cast();
         self.call(libc::SIOCETHTOOL, &mut request)?;
         Ok((text(&info.driver), text(&info.bus_info)))
+    }
+
+    /// Whether the device is up and has a carrier. A TAP has one while a process is attached to it.
+    pub(super) fn has_link(&self) -> io::Result<bool> {
+        // struct ethtool_value of linux/ethtool.h: the command, and the answer behind it.
+        let mut value = [ETHTOOL_GLINK, 0];
+        let mut request = request(&self.name);
+        request.ifr_ifru.ifru_data = (&raw mut value).cast();
+        self.call(libc::SIOCETHTOOL, &mut request)?;
+        let [_, link] = value;
+        Ok(link != 0)
     }
 
     /// Whether this bridge has the device of interface index `port`.

@@ -1,18 +1,26 @@
 //! TAP devices: the switch's door to the host, its containers and the physical network.
 //!
-//! Owns the device's descriptor. Reading a frame is here; writing gathers guest memory and is
+//! Owns the device's descriptors. Reading a frame is here; writing gathers guest memory and is
 //! `mem`'s (`writev(2)` over [`AsFd`]).
 //!
 //! # Theory of operation
 //!
-//! A [`Tap`] is one queue of a Linux TAP device (Linux `Documentation/networking/tuntap.rst`) with
-//! a 12-byte `virtio_net_hdr_v1` (virtio 1.2, 5.1.6) before each frame, little-endian whatever the
+//! A [`Tap`] is a Linux TAP device (Linux `Documentation/networking/tuntap.rst`) with one queue or
+//! several, each a descriptor of its own that can be used without regard to the others, and a
+//! 12-byte `virtio_net_hdr_v1` (virtio 1.2, 5.1.6) before each frame, little-endian whatever the
 //! host is, so a guest's header passes unconverted. All offloads are asked for: the host's stack
 //! then hands over unfinished checksums and frames of up to 64 KiB, which cross to a guest whole.
 //!
 //! A device that doesn't exist is created and vanishes with the `Tap`; one that exists is attached
 //! to and stays. What is already as wanted (MTU, up, bridge) isn't set again, so a device that an
 //! administrator prepared needs no privilege here.
+//!
+//! Whether a device has one queue or several (`IFF_MULTI_QUEUE`) is decided when it is made, and
+//! Linux lets no process attach as the other kind. So one that exists decides. It takes several
+//! processes, too, if it has several queues: that a process is attached shows by its carrier.
+//!
+//! The kernel remembers by which queue a flow was written last, and hands over the flow's other
+//! direction by the same one; flows that it didn't see are spread by their hash.
 //!
 //! A write fails with EIO while the device is down and any call with EBADFD once it was deleted:
 //! the port's loss, not the switch's.
@@ -43,6 +51,8 @@ const USO: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 /// What to make of a device besides opening it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TapOptions {
+    /// Queues, if the device can have several; at least one is opened, Linux allows 256.
+    pub queues: usize,
     /// MTU in bytes, 68 to 65521; `None` leaves it (1500 for a new device).
     pub mtu: Option<u32>,
     /// A Linux bridge, which must exist, to add the device to.
@@ -70,11 +80,6 @@ pub enum TapError {
     Busy { name: String },
     #[error("device {name} exists and is {kind}, not a TAP device: choose another name")]
     NotATap { name: String, kind: String },
-    #[error(
-        "device {name} was created as multi-queue and one queue is used: create it again without \
-         `multi_queue`"
-    )]
-    MultiQueue { name: String },
     #[error("device {name} cannot have an MTU of {mtu}: use 68 to 65521")]
     Mtu { name: String, mtu: u32, source: io::Error },
     #[error(
@@ -96,7 +101,7 @@ pub enum TapError {
 /// An open TAP device. See the module's text.
 #[derive(Debug)]
 pub struct Tap {
-    file: File,
+    queues: Vec<TapQueue>,
     name: String,
     mac: [u8; 6],
     mtu: u32,
@@ -114,18 +119,8 @@ impl Tap {
             return Err(TapError::InvalidName { name: name.to_owned() });
         }
         let failed = |action| move |source| classify(name, action, source);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(TUN_DEVICE)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::PermissionDenied => classify(name, "create", source),
-                _ => TapError::NoDriver { name: name.to_owned(), source },
-            })?;
         let device = NetDevice::new(name).map_err(failed("configure"))?;
-        attach(&file, name).map_err(|source| explain_attach(&device, name, source))?;
-        let has_uso = set_headers(&file).map_err(failed("set offloads of"))?;
+        let (queues, has_uso) = open_queues(&device, name, options.queues)?;
         if let Some(mtu) = options.mtu {
             set_mtu(&device, name, mtu)?;
         }
@@ -135,7 +130,7 @@ impl Tap {
         device.set_up().map_err(failed("bring up"))?;
         let mac = device.mac().map_err(failed("read the address of"))?;
         let mtu = device.mtu().map_err(failed("read the MTU of"))?;
-        Ok(Self { file, name: name.to_owned(), mac, mtu, has_uso })
+        Ok(Self { queues, name: name.to_owned(), mac, mtu, has_uso })
     }
 
     /// The device's name.
@@ -163,6 +158,20 @@ impl Tap {
         self.has_uso
     }
 
+    /// Its queues: one at least, and no more than were asked for.
+    #[must_use]
+    pub fn queues(&self) -> &[TapQueue] {
+        &self.queues
+    }
+}
+
+/// One queue of a TAP device.
+#[derive(Debug)]
+pub struct TapQueue {
+    file: File,
+}
+
+impl TapQueue {
     /// Reads one frame with its [`HEADER_LEN`] bytes of header into `buf` and returns the length
     /// of both. `buf` should have [`READ_BUFFER_LEN`] bytes. The header's `num_buffers` is zero:
     /// not every kernel writes it, and it belongs to whoever fills a guest's buffers.
@@ -179,16 +188,58 @@ impl Tap {
     }
 }
 
-impl AsFd for Tap {
+impl AsFd for TapQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 }
 
-/// Makes `file` the only queue of TAP device `name`.
-fn attach(file: &File, name: &str) -> io::Result<()> {
+/// Opens up to `wanted` queues of device `name`. Tells whether it has USO.
+fn open_queues(
+    device: &NetDevice,
+    name: &str,
+    wanted: usize,
+) -> Result<(Vec<TapQueue>, bool), TapError> {
+    let is_tap = device.driver().is_ok_and(|(driver, bus)| driver == "tun" && bus == "tap");
+    if is_tap && device.has_link().unwrap_or(false) {
+        return Err(TapError::Busy { name: name.to_owned() });
+    }
+    let explain = |source| explain_attach(device, name, source);
+    let file = open_driver(name)?;
+    let mut several = wanted > 1;
+    match attach(&file, name, several) {
+        // There is one of the other kind.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            several = !several;
+            attach(&file, name, several).map_err(explain)?;
+        }
+        result => result.map_err(explain)?,
+    }
+    let has_uso = set_headers(&file).map_err(|source| classify(name, "set offloads of", source))?;
+    let mut queues = vec![TapQueue { file }];
+    while several && queues.len() < wanted {
+        let file = open_driver(name)?;
+        attach(&file, name, several).map_err(|source| classify(name, "add a queue to", source))?;
+        queues.push(TapQueue { file });
+    }
+    Ok((queues, has_uso))
+}
+
+/// A descriptor that isn't a queue yet.
+fn open_driver(name: &str) -> Result<File, TapError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    options.open(TUN_DEVICE).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => classify(name, "create", source),
+        _ => TapError::NoDriver { name: name.to_owned(), source },
+    })
+}
+
+/// Makes `file` the queue of TAP device `name`, or one of its `several` queues.
+fn attach(file: &File, name: &str, several: bool) -> io::Result<()> {
     let mut request = netdev::request(name);
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let kind = if several { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | kind;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which is borrowed exclusively.
     done(unsafe { ioctl_with_mut_ref(file, libc::TUNSETIFF as libc::c_ulong, &mut request) })
@@ -203,7 +254,9 @@ fn explain_attach(device: &NetDevice, name: &str, source: io::Error) -> TapError
         _ => return classify(&name, "create or attach to", source),
     }
     match device.driver() {
-        Ok((driver, bus)) if driver == "tun" && bus == "tap" => TapError::MultiQueue { name },
+        Ok((driver, bus)) if driver == "tun" && bus == "tap" => {
+            TapError::System { name, action: "attach to", source }
+        }
         Ok((driver, bus)) if driver == "tun" && bus == "tun" => {
             TapError::NotATap { name, kind: "a TUN device (IP packets without Ethernet)".into() }
         }

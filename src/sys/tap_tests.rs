@@ -32,18 +32,42 @@ fn open(name: &str) -> Result<Tap, TapError> {
 }
 
 fn with(mtu: Option<u32>, bridge: Option<&str>) -> TapOptions {
-    TapOptions { mtu, bridge: bridge.map(str::to_owned) }
+    TapOptions { mtu, bridge: bridge.map(str::to_owned), queues: 1 }
+}
+
+fn several(name: &str, queues: usize) -> Result<Tap, TapError> {
+    Tap::open(name, &TapOptions { queues, ..TapOptions::default() })
+}
+
+/// Waits for `wanted`: a process that another test is just starting holds copies of this process's
+/// descriptors until its exec, and with them the device.
+fn wait_for(what: &str, wanted: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !wanted() {
+        assert!(std::time::Instant::now() < deadline, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// Waits until nobody is attached to a device that stays.
+fn free(name: &str) {
+    wait_for("the device becomes free", || ip(&format!("link show {name}")).contains("state DOWN"));
+}
+
+/// The first queue.
+fn queue(tap: &Tap) -> &TapQueue {
+    &tap.queues()[0]
 }
 
 /// The next IPv4 frame, past the host's own IPv6 chatter.
 fn read_ipv4(tap: &Tap) -> Vec<u8> {
     let (poller, mut events) = (Poller::new().unwrap(), Events::with_capacity(1));
-    poller.add(tap.as_fd(), 0, Trigger::Level).unwrap();
+    poller.add(queue(tap).as_fd(), 0, Trigger::Level).unwrap();
     let mut buf = vec![0xaa; READ_BUFFER_LEN];
     loop {
         let limit = std::time::Duration::from_secs(10);
         assert_eq!(poller.wait(&mut events, Some(limit)).unwrap(), 1, "no frame came");
-        let length = tap.read(&mut buf).unwrap();
+        let length = queue(tap).read(&mut buf).unwrap();
         if buf[24..26] == [0x08, 0x00] {
             return buf[..length].to_vec();
         }
@@ -71,6 +95,7 @@ fn attaches_to_a_persistent_device() {
     in_namespace(|| {
         ip("tuntap add rs0 mode tap");
         drop(Tap::open("rs0", &with(Some(65_521), None)).unwrap());
+        free("rs0");
         let tap = open("rs0").unwrap();
         assert_eq!(tap.mtu(), 65_521, "kept");
         assert!(ip("-d link show rs0").contains("vnet_hdr on"));
@@ -86,6 +111,7 @@ fn joins_a_bridge_once() {
             let tap = Tap::open("rs0", &with(None, Some("br0"))).unwrap();
             assert!(ip("link show rs0").contains("master br0"));
             drop(tap);
+            free("rs0");
         }
         ip("link add br1 type bridge");
         let error = Tap::open("rs0", &with(None, Some("br1"))).unwrap_err();
@@ -140,9 +166,9 @@ fn the_stack_hands_over_offloads() {
             assert_eq!((frame[1], &frame[54..]), (0, &payload[..1000]));
         }
         ip("link set rs0 down");
-        while tap.read(&mut none).is_ok() {}
-        assert_eq!(tap.read(&mut none).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert!(tap.read(&mut none[..11]).is_err());
+        while queue(&tap).read(&mut none).is_ok() {}
+        assert_eq!(queue(&tap).read(&mut none).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(queue(&tap).read(&mut none[..11]).is_err());
     });
 }
 
@@ -151,8 +177,67 @@ fn a_deleted_device_is_an_error_not_silence() {
     in_namespace(|| {
         let tap = open("rs0").unwrap();
         ip("link del rs0");
-        let error = tap.read(&mut [0; 64]).unwrap_err();
+        let error = queue(&tap).read(&mut [0; 64]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADFD));
+    });
+}
+
+#[test]
+fn a_device_has_as_many_queues_as_it_can() {
+    in_namespace(|| {
+        let kind = |name: &str| ip(&format!("-d link show {name}")).contains(" multi_queue ");
+        let tap = several("rs0", 3).unwrap();
+        assert_eq!((tap.queues().len(), kind("rs0")), (3, true));
+        let error = several("rs0", 2).unwrap_err();
+        assert!(matches!(error, TapError::Busy { .. }), "{error}");
+        let error = open("rs0").unwrap_err();
+        assert!(matches!(error, TapError::Busy { .. }), "{error}");
+        drop(tap);
+        wait_for("it goes with its last queue", || !ip("link show").contains("rs0"));
+        assert_eq!(several("rs0", 1).unwrap().queues().len(), 1);
+        // What is there decides, whatever is asked for.
+        ip("tuntap add name one mode tap");
+        ip("tuntap add name many mode tap multi_queue");
+        for _ in 0..2 {
+            assert_eq!(several("one", 4).unwrap().queues().len(), 1);
+            free("one");
+            assert_eq!(several("many", 4).unwrap().queues().len(), 4);
+            free("many");
+            assert_eq!(several("many", 1).unwrap().queues().len(), 1);
+            free("many");
+        }
+        assert!(matches!(several("rs0", 257).unwrap_err(), TapError::System { .. }));
+        wait_for("a failed open leaves nothing", || !ip("link show").contains("rs0"));
+    });
+}
+
+#[test]
+fn answers_come_by_the_queue_that_the_flow_was_written_to() {
+    in_namespace(|| {
+        let tap = several("rs0", 4).unwrap();
+        ip("link set rs0 address 02:00:00:00:09:01");
+        ip("addr add 10.9.0.1/24 dev rs0");
+        ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev rs0");
+        let socket = UdpSocket::bind("10.9.0.1:7").unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let mut frame = vec![0; HEADER_LEN];
+        frame.extend([2, 0, 0, 0, 9, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
+        // 29 bytes of IPv4, UDP, from port 4000 to 7, one byte.
+        frame.extend([0x45, 0, 0, 29, 0, 0, 0, 0, 64, 17, 0x66, 0xbc, 10, 9, 0, 2, 10, 9, 0, 1]);
+        frame.extend([0x0f, 0xa0, 0, 7, 0, 9, 0, 0, b'?']);
+        for queue in [2, 0, 3, 1, 2] {
+            let queue = &tap.queues()[queue];
+            assert_eq!(io::Write::write(&mut &queue.file, &frame).unwrap(), frame.len());
+            let mut byte = [0];
+            let (_, from) = socket.recv_from(&mut byte).unwrap();
+            socket.send_to(b"!", from).unwrap();
+            let mut answer = vec![0; READ_BUFFER_LEN];
+            let is_answer = |bytes: &[u8]| bytes[24..26] == [8, 0] && bytes.last() == Some(&b'!');
+            let found =
+                std::iter::from_fn(|| queue.read(&mut answer).ok().map(|n| answer[..n].to_vec()))
+                    .any(|bytes| is_answer(&bytes));
+            assert!(found, "no answer in this queue");
+        }
     });
 }
 
@@ -160,16 +245,14 @@ fn a_deleted_device_is_an_error_not_silence() {
 fn wrong_devices_are_named() {
     in_namespace(|| {
         ip("tuntap add tun0 mode tun");
-        ip("tuntap add multi0 mode tap multi_queue");
         ip("link add veth0 type veth peer name veth1");
         let tap = open("rs0").unwrap();
-        let messages: Vec<String> = ["tun0", "multi0", "veth0", "lo", "rs0", "tap%d"]
+        let messages: Vec<String> = ["tun0", "veth0", "lo", "rs0", "tap%d"]
             .iter()
             .map(|name| open(name).unwrap_err().to_string())
             .collect();
         for (message, part) in messages.iter().zip([
             "device tun0 exists and is a TUN device",
-            "device multi0 was created as multi-queue",
             "device veth0 exists and is a veth device",
             "device lo exists and is",
             "device rs0 is in use by another process",

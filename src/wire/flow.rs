@@ -2,11 +2,13 @@
 //!
 //! Owns what a flow is: the 5-tuple of TCP and UDP; addresses and protocol of other IP packets and
 //! of fragments, which carry no ports but must stay with each other; the MAC addresses and the
-//! ethertype of the rest. Frames of one flow in one direction have one hash, so that they keep
-//! their order.
+//! ethertype of the rest. Frames of one flow have one hash, in both directions: so a queue that is
+//! chosen by it keeps their order, and what a guest sends tells where it wants the answers.
 //!
 //! It is no defence: a sender can choose flows that collide, and gains nothing but one busy queue
 //! at the receiver that it floods anyway.
+
+use std::ops::Range;
 
 use super::ethernet;
 use super::headers::{self, Headers, L3, PROTOCOL_TCP, PROTOCOL_UDP};
@@ -18,24 +20,39 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 pub fn flow_hash(head: &[u8]) -> u32 {
     match headers::parse(head) {
         Some(headers) => ip_hash(head, &headers),
-        None => finish(mix_bytes(0, head.get(..ethernet::HEADER_LEN).unwrap_or(head))),
+        None => {
+            let field = |range: Range<usize>| head.get(range).unwrap_or_default();
+            let hash = mix_ends(0, (field(0..6), 0), (field(6..12), 0));
+            finish(mix_bytes(hash, field(12..ethernet::HEADER_LEN)))
+        }
     }
 }
 
 fn ip_hash(head: &[u8], headers: &Headers) -> u32 {
-    let addresses = match headers.l3 {
-        L3::Ipv4 => headers.l3_offset + 12..headers.l3_offset + headers::IPV4_LEN,
-        L3::Ipv6 => headers.l3_offset + 8..headers.l3_offset + headers::IPV6_LEN,
+    let (begin, len) = match headers.l3 {
+        L3::Ipv4 => (headers.l3_offset + 12, 4),
+        L3::Ipv6 => (headers.l3_offset + 8, 16),
     };
-    let hash = mix_bytes(0, head.get(addresses).unwrap_or_default());
+    let address = |at: usize| head.get(at..at + len).unwrap_or_default();
     let transport = matches!(headers.l4_protocol, PROTOCOL_TCP | PROTOCOL_UDP);
-    let mut last = u64::from(headers.l4_protocol) << 32;
-    if transport && !headers.fragment {
-        // Zero when the ports lie beyond the head.
-        let ports: Option<&[u8; 4]> = head.get(headers.l4_offset..).and_then(<[u8]>::first_chunk);
-        last |= ports.map_or(0, |ports| u64::from(u32::from_ne_bytes(*ports)));
+    let mut ports = (0, 0);
+    if transport
+        && !headers.fragment
+        // They may lie beyond the head.
+        && let Some([a, b, c, d]) = head.get(headers.l4_offset..).and_then(<[u8]>::first_chunk)
+    {
+        ports = (u16::from_ne_bytes([*a, *b]), u16::from_ne_bytes([*c, *d]));
     }
-    finish(mix(hash, last))
+    let protocol = u64::from(headers.l4_protocol);
+    finish(mix_ends(protocol, (address(begin), ports.0), (address(begin + len), ports.1)))
+}
+
+/// Mixes in a flow's two ends, address and port of each, whichever of them sends.
+#[inline]
+fn mix_ends(hash: u64, a: (&[u8], u16), b: (&[u8], u16)) -> u64 {
+    let (low, high) = if a <= b { (a, b) } else { (b, a) };
+    let hash = mix_bytes(mix_bytes(hash, low.0), high.0);
+    mix(hash, u64::from(low.1) << 16 | u64::from(high.1))
 }
 
 /// Mixes in `bytes`, eight at a time; what is left over counts as followed by zeros.
@@ -94,6 +111,26 @@ mod tests {
             let protocol = if v6 { 14 + 6 } else { 14 + 9 };
             assert_ne!(hash_with(&packet, &[(protocol, PROTOCOL_UDP)]), hash);
         }
+    }
+
+    #[test]
+    fn both_directions_are_one_flow() {
+        for v6 in [false, true] {
+            let packet = Packet { v6, ..Packet::default() };
+            let (l4, mut frame) = (packet.l4_offset(), packet.build());
+            let there = flow_hash(&frame);
+            let (at, len) = if v6 { (14 + 8, 16) } else { (14 + 12, 4) };
+            let (source, destination) = frame[at..at + 2 * len].split_at_mut(len);
+            source.swap_with_slice(destination);
+            assert_ne!(flow_hash(&frame), there, "ports belong to their addresses");
+            let (source, destination) = frame[l4..l4 + 4].split_at_mut(2);
+            source.swap_with_slice(destination);
+            assert_eq!(flow_hash(&frame), there);
+        }
+        let arp: Vec<u8> = (0..60).collect();
+        let mut back = arp.clone();
+        back[..12].rotate_left(6);
+        assert_eq!(flow_hash(&arp), flow_hash(&back));
     }
 
     #[test]

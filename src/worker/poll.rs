@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::PollMode;
 use crate::frame::{BURST, DropReason, Frame, PortId};
 use crate::mem::SegmentPool;
-use crate::port::{Kind, Port, TapPort, TapReader, VhostPort};
+use crate::port::{Kind, TapPort, TapReader, VhostPort};
 use crate::sys::clock;
 use crate::sys::poller::Events;
 use crate::wire::ethernet::MacAddr;
@@ -154,11 +154,11 @@ impl Worker {
     /// Takes a burst from a source and switches it. `now` is in seconds.
     #[inline]
     fn take_burst(&mut self, index: usize, now: u32) -> Outcome {
-        let Source { port, pair, .. } = &self.sources[index];
+        let source = &self.sources[index];
         let Self { pipeline, pool, frames, reader, .. } = self;
-        match &port.kind {
-            Kind::Vhost(vhost) => from_guest(port, vhost, *pair, pipeline, pool, frames, now),
-            Kind::Tap(tap) => from_tap(port, tap, pipeline, reader, pool, frames, now),
+        match &source.port.kind {
+            Kind::Vhost(vhost) => from_guest(source, vhost, pipeline, pool, frames, now),
+            Kind::Tap(tap) => from_tap(source, tap, pipeline, reader, pool, frames, now),
         }
     }
 
@@ -179,7 +179,7 @@ impl Worker {
             let source = &mut sources[*index as usize];
             let Kind::Vhost(vhost) = &source.port.kind else { return false };
             // Control holds the lock: the next time.
-            let Some(mut ring) = vhost.guest_tx(source.pair).and_then(|ring| ring.try_lock())
+            let Some(mut ring) = vhost.guest_tx(source.queue).and_then(|ring| ring.try_lock())
             else {
                 return true;
             };
@@ -288,7 +288,7 @@ fn heat(sources: &mut [Source], hot: &mut Vec<u32>, index: u32, now: u64) {
 /// Asks a source's guest for kicks or to spare them. Returns whether there is something to take.
 fn set_kicks(source: &Source, wanted: bool) -> bool {
     match &source.port.kind {
-        Kind::Vhost(vhost) => match vhost.guest_tx(source.pair) {
+        Kind::Vhost(vhost) => match vhost.guest_tx(source.queue) {
             // Control holds the lock: stay awake until it has finished.
             Some(ring) => ring.try_lock().is_none_or(|mut ring| ring.want_kicks(wanted)),
             None => false,
@@ -301,15 +301,15 @@ fn set_kicks(source: &Source, wanted: bool) -> bool {
 /// Takes a burst from a transmit ring and switches it.
 #[inline]
 fn from_guest(
-    port: &Port,
+    source: &Source,
     vhost: &VhostPort,
-    pair: usize,
     pipeline: &mut Pipeline,
     pool: &mut SegmentPool,
     frames: &mut [Frame],
     now: u32,
 ) -> Outcome {
-    let Some(ring) = vhost.guest_tx(pair) else {
+    let Source { port, queue: pair, .. } = source;
+    let Some(ring) = vhost.guest_tx(*pair) else {
         return Outcome::Quiet;
     };
     let Some(mut ring) = ring.try_lock() else {
@@ -326,6 +326,7 @@ fn from_guest(
         counters.drop(DropReason::BadLength, u64::from(burst.bad_lengths));
     }
     let taken = burst.taken;
+    vhost.note_flows(*pair, burst.frames, now);
     pipeline.run(port, burst.frames, &burst.segments, sends, now);
     ring.complete_burst(taken);
     ring.publish();
@@ -338,7 +339,7 @@ fn from_guest(
 
 /// Takes a burst from a TAP and switches it.
 fn from_tap(
-    port: &Port,
+    source: &Source,
     tap: &TapPort,
     pipeline: &mut Pipeline,
     reader: &mut TapReader,
@@ -346,7 +347,8 @@ fn from_tap(
     frames: &mut [Frame],
     now: u32,
 ) -> Outcome {
-    let (good, segments, bad) = tap.receive(reader, pool, frames);
+    let Source { port, queue, .. } = source;
+    let (good, segments, bad) = tap.receive(*queue, reader, pool, frames);
     let taken = good + usize::from(bad);
     if taken == 0 {
         return Outcome::Quiet;

@@ -15,6 +15,7 @@ mod lifecycle;
 mod offload;
 mod queues;
 mod rings;
+mod steering;
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod support;
 mod switching;

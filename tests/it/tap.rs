@@ -116,6 +116,8 @@ fn two_kernels_talk(mtu: u32, workers: u32) {
     let mut switch = Switch::builder().netns(&home).settings(&settings).start();
     let (one, two) = (host(&home, "t1", 1), host(&home, "t2", 2));
     assert!(one.run("ip link show t1").contains(&format!(" mtu {mtu} ")));
+    let queues = one.run("ls /sys/class/net/t1/queues");
+    assert_eq!(queues.matches("tx-").count(), workers as usize, "a queue for each worker");
     assert_pings(&one, "10.9.0.2");
     assert_pings(&two, "10.9.0.1");
     assert_pings(&one, "fd00:9::2");
