@@ -143,22 +143,55 @@ impl Segments<'_> {
     /// For headers: short ones.
     #[inline]
     pub fn take(&mut self, range: &mut Range<u32>, out: &mut [u8]) -> usize {
+        let Some(from) = self.advance(range, out.len()) else {
+            return self.take_pieces(range, out);
+        };
+        // SAFETY: `advance` found that many bytes, readable for 'm.
+        unsafe { copy_short(from, out.as_mut_ptr(), out.len()) };
+        out.len()
+    }
+
+    /// [`Self::take`] of a length that the compiler knows.
+    #[inline]
+    pub fn take_array<const N: usize>(&mut self, range: &mut Range<u32>, out: &mut [u8; N]) {
+        match self.advance(range, N) {
+            // SAFETY: as above. An array of bytes has any alignment.
+            Some(from) => *out = unsafe { from.cast::<[u8; N]>().read_unaligned() },
+            None => _ = self.take_pieces(range, out),
+        }
+    }
+
+    /// Removes the first `n` bytes of `range`, if its first segment holds them, and returns where
+    /// they are.
+    #[inline]
+    fn advance(&mut self, range: &mut Range<u32>, n: usize) -> Option<*const u8> {
+        if range.start >= range.end {
+            return None;
+        }
+        let segment = self.list.get_mut(range.start as usize)?;
+        let left = (segment.len as usize).checked_sub(n)?;
+        let from = segment.ptr;
+        // SAFETY: the segment has at least `n` bytes.
+        segment.ptr = unsafe { from.add(n) };
+        segment.len = left as u32;
+        range.start += u32::from(left == 0);
+        Some(from.as_ptr())
+    }
+
+    #[inline(never)]
+    fn take_pieces(&mut self, range: &mut Range<u32>, out: &mut [u8]) -> usize {
         let mut done = 0;
-        while done < out.len() && range.start < range.end {
-            let Some(segment) = self.list.get_mut(range.start as usize) else {
+        while let Some(room) = out.get_mut(done..).filter(|room| !room.is_empty())
+            && let Some(segment) = self.list.get(range.start as usize)
+            && range.start < range.end
+        {
+            let n = room.len().min(segment.len as usize);
+            let Some(from) = self.advance(range, n) else {
                 break;
             };
-            let n = (out.len() - done).min(segment.len as usize);
-            // SAFETY: the segment's bytes are readable for 'm, and `out` has room for n more.
-            unsafe {
-                copy_short(segment.ptr.as_ptr(), out.as_mut_ptr().add(done), n);
-                segment.ptr = segment.ptr.add(n);
-            }
-            segment.len -= n as u32;
+            // SAFETY: `advance` found `n` bytes, readable for 'm.
+            unsafe { copy(from, room.as_mut_ptr(), n) };
             done += n;
-            if segment.len == 0 {
-                range.start += 1;
-            }
         }
         done
     }

@@ -20,17 +20,50 @@ pub(super) const DESC_F_INDIRECT: u16 = 4;
 /// Bytes of a descriptor in both formats.
 pub(super) const DESC_SIZE: usize = 16;
 
-/// A descriptor, as it was read.
+/// A descriptor, as it was read. Two words: fields that are stored one by one and moved as a whole
+/// would stall at each move.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Desc {
     /// Guest physical address.
     pub addr: u64,
+    /// The second half of a split ring's descriptor.
+    rest: u64,
+}
+
+impl Desc {
+    /// No descriptor: the flags are those of none that is valid.
+    pub const NONE: Self = Self { addr: 0, rest: ((DESC_F_INDIRECT | DESC_F_NEXT) as u64) << 32 };
+
+    /// A descriptor of which `rest` holds length, flags and next as in a split ring.
+    #[inline]
+    pub fn new(addr: u64, rest: u64) -> Self {
+        Self { addr, rest }
+    }
+
     /// Length, bytes.
-    pub len: u32,
+    #[inline]
+    pub fn len(self) -> u32 {
+        self.rest as u32
+    }
+
     /// DESC_F_*.
-    pub flags: u16,
+    #[inline]
+    pub fn flags(self) -> u16 {
+        (self.rest >> 32) as u16
+    }
+
     /// Where the chain's next descriptor is, with DESC_F_NEXT: an index of the table or ring.
-    pub next: u16,
+    #[inline]
+    pub fn next(self) -> u16 {
+        (self.rest >> 48) as u16
+    }
+
+    /// Whether it is a chain of one buffer for the device to write (`write` is [`DESC_F_WRITE`])
+    /// or to read (0): the common case.
+    #[inline]
+    pub fn is_whole_chain(self, write: u16) -> bool {
+        self.flags() & (DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE) == write
+    }
 }
 
 /// What completes a chain.
@@ -63,17 +96,12 @@ pub trait Format {
     fn has_available(&self) -> Result<bool, BadRing>;
 
     /// Looks at the available chains behind the first `ahead` slots: fills `heads` and `first`, as
-    /// far as there are chains, and returns how many. No first descriptor: it is out of range.
+    /// far as there are chains, and returns how many. [`Desc::NONE`]: it is out of range.
     ///
     /// # Errors
     ///
     /// [`BadRing`].
-    fn take(
-        &self,
-        ahead: u16,
-        heads: &mut [Head],
-        first: &mut [Option<Desc>],
-    ) -> Result<usize, BadRing>;
+    fn take(&self, ahead: u16, heads: &mut [Head], first: &mut [Desc]) -> Result<usize, BadRing>;
 
     /// Walks a chain that was just taken and gives each buffer to `buffer`, which says false to a
     /// buffer that it can't take. All must be for the device to write, or all to read: `write` is
@@ -88,7 +116,7 @@ pub trait Format {
         head: Head,
         first: Desc,
         write: u16,
-        buffer: impl FnMut(&Desc) -> bool,
+        buffer: impl FnMut(Desc) -> bool,
     ) -> Result<(), BadChain>;
 
     /// Completes the chain at the position, of which the device wrote `written` bytes, without

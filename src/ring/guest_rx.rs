@@ -8,7 +8,7 @@
 use std::collections::{VecDeque, vec_deque};
 use std::ptr::NonNull;
 
-use crate::mem::{DirtyLog, Tail, copy, copy_short};
+use crate::mem::{DirtyLog, RegionMap, Tail, copy, copy_short};
 use crate::sys::prefetch;
 use crate::wire::vnet::VnetHeader;
 
@@ -24,6 +24,9 @@ const LOOK_AHEAD: usize = 64;
 const MAX_BUFFERS: usize = 256;
 /// Descriptors of receive buffers that are read for one burst. One more chain may come on top.
 const BURST_DESCRIPTORS: usize = 4096;
+
+/// Bytes of the virtio-net header of legacy drivers, which has no `num_buffers`.
+const LEGACY_HEADER: usize = 10;
 
 /// Why a frame didn't fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub(super) struct Ahead {
     /// Descriptors that may still be read for this burst, so that no guest's buffers, however
     /// they are cut up, take more than their share of the worker's time.
     descriptors: usize,
+    /// Where the last piece was found in the memory map.
+    hint: usize,
 }
 
 // SAFETY: the pieces lie in the memory map whose `Arc` is kept beside this value (`Live`), which
@@ -161,7 +166,7 @@ impl<'r, F: Format> Receiver<'r, F> {
         {
             vnet.num_buffers = 1;
             // SAFETY: the piece lies in a mapping that the ring's `Live` keeps.
-            unsafe { write_whole(&buffer.first, &vnet.to_bytes(), live.header, head, tail) };
+            unsafe { write_whole(&buffer.first, &vnet, live.header, head, tail) };
             live.use_buffers(1, need);
             return Ok(());
         }
@@ -195,6 +200,65 @@ impl<'r, F: Format> Receiver<'r, F> {
     }
 }
 
+impl Ahead {
+    /// Adds a buffer that is one descriptor and one piece, as Linux and DPDK post them. Returns
+    /// whether it is.
+    #[inline]
+    fn add_one_piece(&mut self, mem: &RegionMap, head: Head, desc: Desc) -> bool {
+        let len = desc.len();
+        let Some((ptr, n)) = mem.translate(desc.addr, len, &mut self.hint) else {
+            return false;
+        };
+        if !desc.is_whole_chain(DESC_F_WRITE) || n != len {
+            return false;
+        }
+        prefetch::write(ptr.as_ptr());
+        prefetch::write(ptr.as_ptr().wrapping_add(64));
+        self.descriptors = self.descriptors.saturating_sub(1);
+        self.slots += head.slots;
+        let first = Piece { ptr, len, guest_addr: desc.addr };
+        self.buffers.push_back(Buffer { first, more: 0, head, len });
+        true
+    }
+
+    /// Adds a buffer of any shape: reads its chain, checks and translates it.
+    #[inline(never)]
+    fn add_chain<F: Format>(&mut self, ring: &F, mem: &RegionMap, head: Head, first: Desc) {
+        let known = self.more.len();
+        let mut buffer = Buffer { first: Piece::EMPTY, more: 0, head, len: 0 };
+        let add = |desc: Desc| {
+            self.descriptors = self.descriptors.saturating_sub(1);
+            let (mut addr, mut left) = (desc.addr, desc.len());
+            while left > 0 {
+                let Some((ptr, n)) = mem.translate(addr, left, &mut self.hint) else {
+                    return false;
+                };
+                prefetch::write(ptr.as_ptr());
+                prefetch::write(ptr.as_ptr().wrapping_add(64));
+                let piece = Piece { ptr, len: n, guest_addr: addr };
+                if buffer.len == 0 {
+                    buffer.first = piece;
+                } else if usize::from(buffer.more) < MAX_CHAIN {
+                    self.more.push_back(piece);
+                    buffer.more += 1;
+                } else {
+                    return false;
+                }
+                left -= n;
+                buffer.len = buffer.len.saturating_add(n);
+                addr = addr.saturating_add(u64::from(n));
+            }
+            true
+        };
+        if ring.walk(mem, head, first, DESC_F_WRITE, add).is_err() {
+            self.more.truncate(known);
+            buffer = Buffer { first: Piece::EMPTY, more: 0, head, len: 0 };
+        }
+        self.slots += head.slots;
+        self.buffers.push_back(buffer);
+    }
+}
+
 impl<F: Format> LiveRing<F> {
     /// Looks at more buffers until `target` of them are known, or there are no more.
     #[inline]
@@ -205,57 +269,17 @@ impl<F: Format> LiveRing<F> {
         }
         // An impossible index shows in no buffers: the ring drops what is sent to it, and is
         // counted as full, until its driver mends it.
-        let (mut heads, mut first) = ([Head::default(); LOOK_AHEAD], [None; LOOK_AHEAD]);
-        let heads = heads.get_mut(..(target - known).min(LOOK_AHEAD)).unwrap_or_default();
-        let more = self.ring.take(self.ahead.slots, heads, &mut first).unwrap_or(0);
+        let heads = self.heads.get_mut(..(target - known).min(LOOK_AHEAD)).unwrap_or_default();
+        let more = self.ring.take(self.ahead.slots, heads, &mut self.first).unwrap_or(0);
+        let Self { ring, mem, ahead, heads, first, .. } = self;
         for (head, first) in heads.iter().zip(first).take(more) {
-            if self.ahead.descriptors == 0 {
+            if ahead.descriptors == 0 {
                 break;
             }
-            self.add_buffer(*head, first);
+            if !ahead.add_one_piece(mem, *head, *first) {
+                ahead.add_chain(ring, mem, *head, *first);
+            }
         }
-    }
-
-    /// Reads one chain, checks and translates it.
-    #[inline]
-    fn add_buffer(&mut self, head: Head, first: Option<Desc>) {
-        let Self { ring, mem, ahead, .. } = self;
-        let known = ahead.more.len();
-        let mut buffer = Buffer { first: Piece::EMPTY, more: 0, head, len: 0 };
-        let mut hint = 0;
-        let walked = first.is_some_and(|first| {
-            let add = |desc: &Desc| {
-                ahead.descriptors = ahead.descriptors.saturating_sub(1);
-                let (mut addr, mut left) = (desc.addr, desc.len);
-                while left > 0 {
-                    let Some((ptr, n)) = mem.translate(addr, left, &mut hint) else {
-                        return false;
-                    };
-                    prefetch::write(ptr.as_ptr());
-                    prefetch::write(ptr.as_ptr().wrapping_add(64));
-                    let piece = Piece { ptr, len: n, guest_addr: addr };
-                    if buffer.len == 0 {
-                        buffer.first = piece;
-                    } else if usize::from(buffer.more) < MAX_CHAIN {
-                        ahead.more.push_back(piece);
-                        buffer.more += 1;
-                    } else {
-                        return false;
-                    }
-                    left -= n;
-                    buffer.len = buffer.len.saturating_add(n);
-                    addr = addr.saturating_add(u64::from(n));
-                }
-                true
-            };
-            ring.walk(mem, head, first, DESC_F_WRITE, add).is_ok()
-        });
-        if !walked {
-            ahead.more.truncate(known);
-            buffer = Buffer { first: Piece::EMPTY, more: 0, head, len: 0 };
-        }
-        ahead.slots += head.slots;
-        ahead.buffers.push_back(buffer);
     }
 
     /// Finds how many of the next buffers hold `need` bytes.
@@ -312,20 +336,26 @@ impl<F: Format> LiveRing<F> {
 #[inline]
 unsafe fn write_whole(
     piece: &Piece,
-    vnet: &[u8; VnetHeader::LEN],
+    vnet: &VnetHeader,
     header: usize,
     head: &[u8],
     tail: Tail<'_>,
 ) {
     let (at, room) = (piece.ptr.as_ptr(), piece.len as usize);
     let mut end = header + head.len();
-    if header > vnet.len() || end > room {
+    if !(LEGACY_HEADER..=VnetHeader::LEN).contains(&header) || end > room {
         return;
     }
-    // SAFETY: `vnet` and `head` are local and hold what is copied of them, a tail yields ranges
-    // that are readable while it is borrowed, and `end` never passes `room`.
+    let (low, high) = vnet.to_words();
+    // SAFETY: `head` is local and has its length, a tail yields ranges that are readable while it
+    // is borrowed, and `end`, which is 10 at least, never passes `room`.
     unsafe {
-        copy_short(vnet.as_ptr(), at, header);
+        at.cast::<u64>().write_unaligned(low.to_le());
+        if header == VnetHeader::LEN {
+            at.add(8).cast::<u32>().write_unaligned(high.to_le());
+        } else {
+            at.add(8).cast::<u16>().write_unaligned((high as u16).to_le());
+        }
         copy_short(head.as_ptr(), at.add(header), head.len());
         for (ptr, n) in tail.pieces() {
             let n = n.min(room - end);

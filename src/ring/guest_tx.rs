@@ -13,7 +13,7 @@ use crate::sys::prefetch;
 use crate::wire::vnet::VnetHeader;
 
 use super::Ring;
-use super::format::{BadRing, Desc, Format};
+use super::format::{BadRing, DESC_F_INDIRECT, Desc, Format};
 use super::vring::{LiveRing, with_live};
 
 /// The most payload of one burst, bytes: bounds how long other rings wait.
@@ -38,13 +38,6 @@ pub struct TxBurst<'m> {
     pub bad_lengths: u16,
 }
 
-/// Room for what is read of a burst's chains, reused.
-#[derive(Debug)]
-struct Chains {
-    first: [Option<Desc>; BURST],
-    segments: [Range<u32>; BURST],
-}
-
 impl Ring {
     /// Takes up to [`BURST`] frames, but no more than `frames` has room for, and about 256 KiB.
     ///
@@ -60,10 +53,9 @@ impl Ring {
         if !self.is_running() {
             return None;
         }
-        let mut chains = Chains { first: [None; BURST], segments: std::array::from_fn(|_| 0..0) };
         let wanted = frames.len();
         let live = self.live.as_mut()?;
-        let count = match with_live!(live, live => live.read_first(wanted, &mut chains)) {
+        let count = match with_live!(live, live => live.read_first(wanted)) {
             Ok(0) => return None,
             Ok(count) => count,
             Err(BadRing) => {
@@ -71,7 +63,7 @@ impl Ring {
                 return None;
             }
         };
-        with_live!(self.live.as_ref()?, live => live.take_burst(count, &mut chains, pool, frames))
+        with_live!(self.live.as_ref()?, live => live.take_burst(count, pool, frames))
     }
 
     /// Completes the next `taken` buffers. [`Ring::publish`] shows them to the guest.
@@ -90,15 +82,16 @@ impl<F: Format> LiveRing<F> {
     /// Reads the first descriptor of each of the next chains, up to `wanted` and up to a burst.
     /// Returns how many there are.
     #[inline]
-    fn read_first(&mut self, wanted: usize, chains: &mut Chains) -> Result<usize, BadRing> {
-        let wanted = wanted.min(BURST);
-        let heads = self.heads.get_mut(..wanted).unwrap_or_default();
-        let count = self.ring.take(0, heads, &mut chains.first)?;
-        for desc in chains.first.iter().take(count).flatten() {
-            if let Some((at, _)) = self.mem.translate(desc.addr, 1, &mut 0) {
-                // Payload, or the table of an indirect chain.
-                prefetch::read(at.as_ptr());
-                prefetch::read(at.as_ptr().wrapping_add(64));
+    fn read_first(&mut self, wanted: usize) -> Result<usize, BadRing> {
+        let heads = self.heads.get_mut(..wanted.min(BURST)).unwrap_or_default();
+        let count = self.ring.take(0, heads, &mut self.first)?;
+        for desc in self.first.iter().take(count) {
+            // A buffer's first lines are asked for when it is listed; a table is needed for that.
+            if desc.flags() & DESC_F_INDIRECT != 0
+                && let Some((table, _)) = self.mem.translate(desc.addr, 1, &mut 0)
+            {
+                prefetch::read(table.as_ptr());
+                prefetch::read(table.as_ptr().wrapping_add(64));
             }
         }
         Ok(count)
@@ -109,14 +102,12 @@ impl<F: Format> LiveRing<F> {
     fn take_burst<'m>(
         &'m self,
         count: usize,
-        chains: &mut Chains,
         pool: &'m mut SegmentPool,
         frames: &'m mut [Frame],
     ) -> Option<TxBurst<'m>> {
         let mut segments = pool.guest(&self.mem);
-        let (taken, bad_chains) = self.walk_chains(count, chains, &mut segments);
-        let (good, bad_lengths) =
-            fetch_heads(self.header, chains.segments.get(..taken)?, &mut segments, frames);
+        let (taken, bad_chains) = self.walk_chains(count, &mut segments, frames);
+        let (good, bad_lengths) = fetch_heads(self.header, taken, &mut segments, frames);
         Some(TxBurst {
             frames: frames.get_mut(..good)?,
             segments,
@@ -127,70 +118,89 @@ impl<F: Format> LiveRing<F> {
         })
     }
 
-    /// Walks the chains and lists their segments. Returns how many were taken (a burst ends when
-    /// it holds enough bytes or segments) and how many of them are bad; those have no segments.
+    /// Walks the chains and lists their segments, the tails of `frames` for now. Returns how many
+    /// were taken (a burst ends when it holds enough bytes or segments) and how many of them are
+    /// bad; those have no segments.
     #[inline]
     fn walk_chains(
         &self,
         count: usize,
-        chains: &mut Chains,
         segments: &mut Segments<'_>,
+        frames: &mut [Frame],
     ) -> (usize, u16) {
         let (mut bytes, mut bad, mut taken) = (0u64, 0u16, 0);
-        let firsts = self.heads.iter().zip(&chains.first);
-        for ((head, first), range) in firsts.zip(&mut chains.segments).take(count) {
+        let chains = self.heads.iter().zip(&self.first).take(count);
+        for ((head, first), frame) in chains.zip(frames) {
             if bytes >= BURST_BYTES || !segments.has_room() {
                 break;
             }
             taken += 1;
             let begin = segments.end();
-            let limit = begin + MAX_FRAME_SEGMENTS as u32;
-            let walked = first.is_some_and(|first| {
-                self.ring
-                    .walk(&self.mem, *head, first, 0, |desc| {
-                        bytes += DESC_BYTES + u64::from(desc.len);
-                        segments.end() < limit && segments.push(desc.addr, desc.len)
-                    })
-                    .is_ok()
-            });
+            let mut add = |desc: Desc| {
+                bytes += DESC_BYTES + u64::from(desc.len());
+                segments.end() - begin < MAX_FRAME_SEGMENTS as u32
+                    && segments.push(desc.addr, desc.len())
+            };
+            let walked = if first.is_whole_chain(0) {
+                add(*first)
+            } else {
+                self.ring.walk(&self.mem, *head, *first, 0, add).is_ok()
+            };
             if !walked {
                 bad += 1;
                 segments.truncate(begin);
             }
-            *range = begin..segments.end();
+            frame.tail = begin..segments.end();
         }
         (taken, bad)
     }
 }
 
-/// Fetches the virtio-net header and the head of each frame into `frames`, skipping those of
-/// impossible length. Returns the number of good frames and of skipped ones.
+/// Fetches the virtio-net header and the head of the first `taken` of `frames` out of their
+/// tails, and drops those of impossible length. Returns the number of good frames, which are the
+/// first ones then, and of dropped ones.
 #[inline]
 fn fetch_heads(
     header: usize,
-    ranges: &[Range<u32>],
+    taken: usize,
     segments: &mut Segments<'_>,
     frames: &mut [Frame],
 ) -> (usize, u16) {
-    let (mut good, mut skipped) = (0, 0);
-    for range in ranges {
-        let total: u64 = segments.bytes(range.clone());
-        let len = total.saturating_sub(header as u64);
+    let (mut good, mut dropped) = (0, 0);
+    for index in 0..taken {
+        let Some(mut tail) = frames.get(index).map(|frame| frame.tail.clone()) else {
+            break;
+        };
+        let len = segments.bytes(tail.clone()).saturating_sub(header as u64);
         if len < u64::from(MIN_FRAME) || len > u64::from(MAX_FRAME) {
-            skipped += 1;
+            dropped += 1;
             continue;
         }
+        let vnet = fetch_vnet(header, &mut tail, segments);
         let Some(frame) = frames.get_mut(good) else {
             break;
         };
-        let mut vnet = [0u8; VnetHeader::LEN];
-        let mut tail = range.clone();
-        segments.take(&mut tail, vnet.get_mut(..header).unwrap_or_default());
         frame.len = len as u32;
         segments.take(&mut tail, frame.head_mut());
         frame.vnet = VnetHeader::from_bytes(&vnet);
         frame.tail = tail;
         good += 1;
     }
-    (good, skipped)
+    (good, dropped)
+}
+
+/// Fetches the virtio-net header, of which legacy drivers leave `num_buffers` out.
+#[inline]
+fn fetch_vnet(
+    header: usize,
+    tail: &mut Range<u32>,
+    segments: &mut Segments<'_>,
+) -> [u8; VnetHeader::LEN] {
+    let mut vnet = [0u8; VnetHeader::LEN];
+    if header == vnet.len() {
+        segments.take_array(tail, &mut vnet);
+    } else {
+        segments.take(tail, vnet.get_mut(..header).unwrap_or_default());
+    }
+    vnet
 }

@@ -183,7 +183,8 @@ impl PackedRing {
         // SAFETY: as in `word`.
         let addr = unsafe { self.desc.as_ptr().add(offset).cast::<u64>().read_volatile() };
         let next = at.plus(1, self.size).index;
-        Desc { addr: u64::from_le(addr), len: word as u32, flags: (word >> 48) as u16, next }
+        let rest = u64::from(next) << 48 | (word >> 48) << 32 | u64::from(word as u32);
+        Desc::new(u64::from_le(addr), rest)
     }
 
     #[inline]
@@ -249,12 +250,7 @@ impl Format for PackedRing {
     }
 
     #[inline]
-    fn take(
-        &self,
-        ahead: u16,
-        heads: &mut [Head],
-        first: &mut [Option<Desc>],
-    ) -> Result<usize, BadRing> {
+    fn take(&self, ahead: u16, heads: &mut [Head], first: &mut [Desc]) -> Result<usize, BadRing> {
         let mut at = self.next.plus(ahead, self.size);
         let (mut count, mut slots) = (0, 0);
         for (head, first) in heads.iter_mut().zip(first) {
@@ -267,7 +263,7 @@ impl Format for PackedRing {
             if !Self::is_available(word, at.wrap) {
                 break;
             }
-            *first = Some(self.desc(at, word));
+            *first = self.desc(at, word);
             match self.measure(at, word, room) {
                 Ok(measured) => *head = measured,
                 // Those before it are good; the next call begins with this one.
@@ -288,25 +284,25 @@ impl Format for PackedRing {
         head: Head,
         first: Desc,
         write: u16,
-        mut buffer: impl FnMut(&Desc) -> bool,
+        mut buffer: impl FnMut(Desc) -> bool,
     ) -> Result<(), BadChain> {
         if usize::from(head.slots) > MAX_CHAIN {
             return Err(BadChain);
         }
         let mut desc = first;
         for left in (0..head.slots).rev() {
-            if desc.flags & DESC_F_INDIRECT != 0 {
+            if desc.flags() & DESC_F_INDIRECT != 0 {
                 // Section 2.8.8: never together with NEXT. It ends the chain.
                 if !self.indirect || left > 0 {
                     return Err(BadChain);
                 }
-                return walk_indirect(mem, &desc, write, buffer);
+                return walk_indirect(mem, desc, write, buffer);
             }
-            if desc.flags & DESC_F_WRITE != write || !buffer(&desc) {
+            if desc.flags() & DESC_F_WRITE != write || !buffer(desc) {
                 return Err(BadChain);
             }
             if left > 0 {
-                let at = Position { index: desc.next, wrap: false };
+                let at = Position { index: desc.next(), wrap: false };
                 desc = self.desc(at, self.load(at.index));
             }
         }
@@ -411,16 +407,16 @@ impl Format for PackedRing {
 #[inline]
 fn walk_indirect(
     mem: &RegionMap,
-    table: &Desc,
+    table: Desc,
     write: u16,
-    mut buffer: impl FnMut(&Desc) -> bool,
+    mut buffer: impl FnMut(Desc) -> bool,
 ) -> Result<(), BadChain> {
-    let count = table.len as usize / DESC_SIZE;
-    if count == 0 || count > MAX_CHAIN || !(table.len as usize).is_multiple_of(DESC_SIZE) {
+    let count = table.len() as usize / DESC_SIZE;
+    if count == 0 || count > MAX_CHAIN || !(table.len() as usize).is_multiple_of(DESC_SIZE) {
         return Err(BadChain);
     }
-    let (base, piece) = mem.translate(table.addr, table.len, &mut 0).ok_or(BadChain)?;
-    if piece != table.len || !(base.as_ptr() as usize).is_multiple_of(8) {
+    let (base, piece) = mem.translate(table.addr, table.len(), &mut 0).ok_or(BadChain)?;
+    if piece != table.len() || !(base.as_ptr() as usize).is_multiple_of(8) {
         return Err(BadChain);
     }
     for index in 0..count {
@@ -431,7 +427,7 @@ fn walk_indirect(
             (u64::from_le(words.read_volatile()), u64::from_le(words.add(1).read_volatile()))
         };
         let flags = (rest >> 48) as u16 & write;
-        if flags != write || !buffer(&Desc { addr, len: rest as u32, flags, next: 0 }) {
+        if flags != write || !buffer(Desc::new(addr, rest & u64::from(u32::MAX))) {
             return Err(BadChain);
         }
     }

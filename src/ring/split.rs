@@ -123,14 +123,14 @@ impl SplitRing {
         prefetch::read(self.desc.as_ptr().wrapping_add(offset));
     }
 
-    /// Reads descriptor `index` of the table, or None when it is out of range.
+    /// Reads descriptor `index` of the table, or [`Desc::NONE`] when it is out of range.
     #[inline]
-    fn desc(&self, index: u16) -> Option<Desc> {
+    fn desc(&self, index: u16) -> Desc {
         if index >= self.size {
-            return None;
+            return Desc::NONE;
         }
         // SAFETY: index < size, the table was located and is 16-byte aligned.
-        Some(unsafe { read_desc(self.desc.as_ptr().add(DESC_SIZE * usize::from(index))) })
+        unsafe { read_desc(self.desc.as_ptr().add(DESC_SIZE * usize::from(index))) }
     }
 
     /// Marks the used entries that were just published, and the index.
@@ -158,12 +158,7 @@ impl Format for SplitRing {
     }
 
     #[inline]
-    fn take(
-        &self,
-        ahead: u16,
-        heads: &mut [Head],
-        first: &mut [Option<Desc>],
-    ) -> Result<usize, BadRing> {
+    fn take(&self, ahead: u16, heads: &mut [Head], first: &mut [Desc]) -> Result<usize, BadRing> {
         let count = usize::from(self.available(ahead)?).min(heads.len()).min(first.len());
         for (index, head) in heads.iter_mut().enumerate().take(count) {
             *head = Head { id: self.head(ahead.wrapping_add(index as u16)), slots: 1 };
@@ -182,25 +177,25 @@ impl Format for SplitRing {
         _: Head,
         first: Desc,
         write: u16,
-        mut buffer: impl FnMut(&Desc) -> bool,
+        mut buffer: impl FnMut(Desc) -> bool,
     ) -> Result<(), BadChain> {
         let mut desc = first;
         // A chain is at most as long as the ring: a longer one has a loop.
         for _ in 0..usize::from(self.size).min(MAX_CHAIN) {
-            if desc.flags & DESC_F_INDIRECT != 0 {
+            if desc.flags() & DESC_F_INDIRECT != 0 {
                 // Section 2.7.5.3.1: never together with NEXT. It ends the chain.
-                if !self.indirect || desc.flags & DESC_F_NEXT != 0 {
+                if !self.indirect || desc.flags() & DESC_F_NEXT != 0 {
                     return Err(BadChain);
                 }
-                return walk_indirect(mem, &desc, write, buffer);
+                return walk_indirect(mem, desc, write, buffer);
             }
-            if desc.flags & DESC_F_WRITE != write || !buffer(&desc) {
+            if desc.flags() & DESC_F_WRITE != write || !buffer(desc) {
                 return Err(BadChain);
             }
-            if desc.flags & DESC_F_NEXT == 0 {
+            if desc.flags() & DESC_F_NEXT == 0 {
                 return Ok(());
             }
-            desc = self.desc(desc.next).ok_or(BadChain)?;
+            desc = self.desc(desc.next());
         }
         Err(BadChain)
     }
@@ -305,23 +300,23 @@ unsafe fn read_desc(at: *const u8) -> Desc {
         let words = at.cast::<u64>();
         (u64::from_le(words.read_volatile()), u64::from_le(words.add(1).read_volatile()))
     };
-    Desc { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    Desc::new(addr, rest)
 }
 
 /// Walks the table of an indirect descriptor (section 2.7.5.3).
 #[inline]
 fn walk_indirect(
     mem: &RegionMap,
-    table: &Desc,
+    table: Desc,
     write: u16,
-    mut buffer: impl FnMut(&Desc) -> bool,
+    mut buffer: impl FnMut(Desc) -> bool,
 ) -> Result<(), BadChain> {
-    let count = table.len as usize / DESC_SIZE;
-    if count == 0 || !(table.len as usize).is_multiple_of(DESC_SIZE) {
+    let count = table.len() as usize / DESC_SIZE;
+    if count == 0 || !(table.len() as usize).is_multiple_of(DESC_SIZE) {
         return Err(BadChain);
     }
-    let (base, piece) = mem.translate(table.addr, table.len, &mut 0).ok_or(BadChain)?;
-    if piece != table.len || !(base.as_ptr() as usize).is_multiple_of(8) {
+    let (base, piece) = mem.translate(table.addr, table.len(), &mut 0).ok_or(BadChain)?;
+    if piece != table.len() || !(base.as_ptr() as usize).is_multiple_of(8) {
         return Err(BadChain);
     }
     let mut index = 0;
@@ -329,13 +324,13 @@ fn walk_indirect(
         // SAFETY: index < count, `translate` found `count` descriptors of guest memory, and their
         // alignment was checked.
         let desc = unsafe { read_desc(base.as_ptr().add(DESC_SIZE * index)) };
-        if desc.flags & (DESC_F_INDIRECT | DESC_F_WRITE) != write || !buffer(&desc) {
+        if desc.flags() & (DESC_F_INDIRECT | DESC_F_WRITE) != write || !buffer(desc) {
             return Err(BadChain);
         }
-        if desc.flags & DESC_F_NEXT == 0 {
+        if desc.flags() & DESC_F_NEXT == 0 {
             return Ok(());
         }
-        index = usize::from(desc.next);
+        index = usize::from(desc.next());
         if index >= count {
             return Err(BadChain);
         }

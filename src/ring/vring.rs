@@ -10,7 +10,7 @@ use crate::mem::{DirtyLog, RegionMap};
 use crate::wire::offload::Offloads;
 
 use super::feature;
-use super::format::{Format, Head};
+use super::format::{Desc, Format, Head};
 use super::guest_rx::Ahead;
 use super::packed::PackedRing;
 use super::split::SplitRing;
@@ -78,8 +78,9 @@ pub(super) struct LiveRing<F> {
     /// Receive buffers that were looked at in advance. Before `mem`: it points into it.
     pub ahead: Ahead,
     pub ring: F,
-    /// Heads of the transmit burst that is being worked on.
+    /// Chains that were looked at last. Heads: those of the transmit burst that is being worked on.
     pub heads: [Head; BURST],
+    pub first: [Desc; BURST],
     pub mem: Arc<RegionMap>,
     /// Set while the frontend wants writes to be logged.
     pub log: Option<Arc<DirtyLog>>,
@@ -264,6 +265,7 @@ impl Ring {
             ahead: Ahead::default(),
             ring,
             heads: [Head::default(); BURST],
+            first: [Desc::NONE; BURST],
             mem: Arc::clone(mem),
             log: self.log.clone().filter(|_| logs),
             header: if has(feature::VERSION_1) || has(feature::MRG_RXBUF) { 12 } else { 10 },
