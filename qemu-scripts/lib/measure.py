@@ -3,9 +3,12 @@
 A result that must not pass (a lost ping, an iperf3 error) is a Problem, never a number in a table.
 """
 
+import concurrent.futures
 import json
 import re
+import time
 
+import cpu
 import host
 
 PINGS = 20
@@ -16,6 +19,8 @@ UDP_RATE = "500M"
 # Fits a packet of 1500 bytes, whether IPv4 or IPv6, with room for an extension header.
 UDP_PAYLOAD = 1448
 IPERF_GRACE = 20
+# By then iperf3 has started in a guest under TCG, and its connection is up to speed.
+UNDER_WAY = 0.5
 
 # Feature bits of the network device: virtio 1.2, section 5.1.3, and of the ring: section 6.
 FEATURES = {
@@ -92,6 +97,29 @@ def udp(guest, address, secs):
             "loss_percent": 100 * max(0, sent - received) / sent}
 
 
+def _busy_cpus(secs):
+    """How many CPUs of the machine are busy on average while an iperf3 of `secs` seconds is under
+    way, the one that is being started now."""
+    time.sleep(UNDER_WAY)
+    before, clock = cpu.busy_seconds(), time.monotonic()
+    time.sleep(secs - UNDER_WAY)
+    return (cpu.busy_seconds() - before) / (time.monotonic() - clock)
+
+
+def _with_cpu(run, *arguments):
+    """An iperf3 run with the processor time that it took: `run(*arguments)`, whose last argument is
+    its seconds.
+
+    It is the whole machine's: of the guests, of the switch, and of the kernel wherever it works for
+    them. Only one testbed runs at a time, and whatever else runs counts too.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        busy = beside.submit(_busy_cpus, arguments[-1])
+        result = run(*arguments)
+    result["cpu_s_per_gbit"] = busy.result() * 1000 / result["mbit_s"]
+    return result
+
+
 def offloads(guest):
     """What the guest's driver negotiated: "on" or "off" for each bit of each of FEATURES."""
     bits = guest.check("cat /sys/class/net/eth0/device/features").strip()
@@ -107,10 +135,10 @@ def steps(bed, secs):
         "offloads": lambda: offloads(vm1),
         "ping4": lambda: ping(vm1, of["vm2"][0]),
         "ping6": lambda: ping(vm1, of["vm2"][1]),
-        "tcp_vm1_vm2": lambda: tcp(vm1, of["vm2"][0], secs),
-        "tcp_vm2_vm1": lambda: tcp(vm2, of["vm1"][0], secs),
-        "udp_vm1_vm2": lambda: udp(vm1, of["vm2"][0], secs),
-        "udp_vm2_vm1": lambda: udp(vm2, of["vm1"][0], secs),
-        "tcp_vm1_host": lambda: tcp(vm1, of["host"][0], secs),
-        "tcp_host_vm1": lambda: tcp_from_host(bed.namespace, of["vm1"][0], secs),
+        "tcp_vm1_vm2": lambda: _with_cpu(tcp, vm1, of["vm2"][0], secs),
+        "tcp_vm2_vm1": lambda: _with_cpu(tcp, vm2, of["vm1"][0], secs),
+        "udp_vm1_vm2": lambda: _with_cpu(udp, vm1, of["vm2"][0], secs),
+        "udp_vm2_vm1": lambda: _with_cpu(udp, vm2, of["vm1"][0], secs),
+        "tcp_vm1_host": lambda: _with_cpu(tcp, vm1, of["host"][0], secs),
+        "tcp_host_vm1": lambda: _with_cpu(tcp_from_host, bed.namespace, of["vm1"][0], secs),
     }

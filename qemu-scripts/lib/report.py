@@ -1,4 +1,8 @@
-"""From the rounds' results to one table, 80 columns wide, or to JSON. It measures nothing."""
+"""From the rounds' results to one table, or to JSON. It measures nothing.
+
+The first backend is compared with each of the others. With one other the table is 80 columns wide;
+each more takes 29.
+"""
 
 import math
 import statistics
@@ -12,6 +16,13 @@ ROWS = (
     ("TCP  host -> vm1", "tcp_host_vm1", "mbit_s", 1000, 2, True),
     ("UDP  vm1 -> vm2", "udp_vm1_vm2", "mbit_s", 1000, 3, True),
     ("UDP  vm2 -> vm1", "udp_vm2_vm1", "mbit_s", 1000, 3, True),
+    ("host CPU, s per Gbit", None, None, 1, 0, None),
+    ("TCP  vm1 -> vm2", "tcp_vm1_vm2", "cpu_s_per_gbit", 1, 2, False),
+    ("TCP  vm2 -> vm1", "tcp_vm2_vm1", "cpu_s_per_gbit", 1, 2, False),
+    ("TCP  vm1 -> host", "tcp_vm1_host", "cpu_s_per_gbit", 1, 2, False),
+    ("TCP  host -> vm1", "tcp_host_vm1", "cpu_s_per_gbit", 1, 2, False),
+    ("UDP  vm1 -> vm2", "udp_vm1_vm2", "cpu_s_per_gbit", 1, 2, False),
+    ("UDP  vm2 -> vm1", "udp_vm2_vm1", "cpu_s_per_gbit", 1, 2, False),
     ("UDP loss, per cent", None, None, 1, 0, None),
     ("UDP  vm1 -> vm2", "udp_vm1_vm2", "loss_percent", 1, 1, None),
     ("UDP  vm2 -> vm1", "udp_vm2_vm1", "loss_percent", 1, 1, None),
@@ -24,11 +35,13 @@ ROWS = (
     ("IPv6 most", "ping6", "max", 1, 2, False),
 )
 LABEL, VALUE, RATIO = 28, 21, 8
-WIDTH = LABEL + 2 * VALUE + RATIO
 
 
-def _line(label, ours="", theirs="", ratio=""):
-    return f"{label:<{LABEL}}{ours:>{VALUE}}{theirs:>{VALUE}}{ratio:>{RATIO}}".rstrip()
+def _line(label, values=(), ratios=()):
+    """The first backend's value, then each other's with the ratio to it."""
+    others = zip(values[1:], ratios or [""] * len(values[1:]))
+    text = "".join(f"{value:>{VALUE}}{ratio:>{RATIO}}" for value, ratio in others)
+    return f"{label:<{LABEL}}{(values or ('',))[0]:>{VALUE}}{text}".rstrip()
 
 
 def _cell(values, digits):
@@ -45,13 +58,15 @@ def _ratio(ours, theirs):
     return statistics.median(a / b if b else math.nan for a, b in zip(ours, theirs))
 
 
-def _row(row, ours, theirs):
+def _row(row, results):
     label, measurement, field, divisor, digits, more_is_better = row
     if measurement is None:
         return f"\n{label}"
-    pair = [[one[measurement][field] / divisor for one in rounds] for rounds in (ours, theirs)]
-    ratio = "" if more_is_better is None else f"x{_ratio(*pair):.2f}"
-    return _line(f"  {label}", *(_cell(values, digits) for values in pair), ratio)
+    ours, *others = ([one[measurement][field] / divisor for one in rounds] for rounds in results)
+    ratios = ()
+    if more_is_better is not None:
+        ratios = [f"x{_ratio(ours, theirs):.2f}" for theirs in others]
+    return _line(f"  {label}", [_cell(values, digits) for values in (ours, *others)], ratios)
 
 
 def _losses(rounds):
@@ -61,24 +76,28 @@ def _losses(rounds):
     return f"{sent - sum(one['received'] for one in pings)} of {sent}"
 
 
-def table(labels, ours, theirs, conditions):
-    """The table as text; `ours` and `theirs` are the results of the rounds of each backend."""
-    lines = ["", conditions, "=" * WIDTH, _line("", *labels, "ratio")]
-    if len(ours) > 1:
-        lines.append(_line("", *["median (range)"] * 2))
-    lines += [_row(row, ours, theirs) for row in ROWS]
-    lines.append(_line("  lost pings", _losses(ours), _losses(theirs)))
+def table(labels, results, conditions):
+    """The table as text; `results` are, for each backend, the results of its rounds."""
+    ruler = "=" * (LABEL + VALUE + (len(labels) - 1) * (VALUE + RATIO))
+    lines = ["", conditions, ruler, _line("", labels, ["ratio"] * (len(labels) - 1))]
+    if len(results[0]) > 1:
+        lines.append(_line("", ["median (range)"] * len(labels)))
+    lines += [_row(row, results) for row in ROWS]
+    lines.append(_line("  lost pings", [_losses(rounds) for rounds in results]))
     lines.append("\noffloads negotiated by the guest")
-    for name in ours[0]["offloads"]:
-        lines.append(_line(f"  {name}", ours[0]["offloads"][name], theirs[0]["offloads"][name]))
-    return "\n".join([*lines, "=" * WIDTH])
+    for name in results[0][0]["offloads"]:
+        lines.append(_line(f"  {name}", [rounds[0]["offloads"][name] for rounds in results]))
+    return "\n".join([*lines, ruler])
 
 
-def document(keys, ours, theirs, conditions):
-    """The same for machines: every round's numbers, and the medians of their ratios."""
+def document(keys, results, conditions):
+    """The same for machines: every round's numbers, and for each other backend the medians of the
+    rounds' ratios to it."""
     ratios = {}
-    for _, measurement, field, _, _, better in ROWS:
-        if better is not None:
-            pair = [[one[measurement][field] for one in rounds] for rounds in (ours, theirs)]
-            ratios[f"{measurement}.{field}"] = _ratio(*pair)
-    return {**conditions, "backends": dict(zip(keys, (ours, theirs))), "ratios": ratios}
+    for key, rounds in zip(keys[1:], results[1:]):
+        ratios[key] = {}
+        for _, measurement, field, _, _, better in ROWS:
+            if better is not None:
+                pair = [[one[measurement][field] for one in each] for each in (results[0], rounds)]
+                ratios[key][f"{measurement}.{field}"] = _ratio(*pair)
+    return {**conditions, "backends": dict(zip(keys, results)), "ratios": ratios}

@@ -2,16 +2,14 @@
 and polls on one CPU. It must bear being stopped and woken (SIGSTOP, SIGCONT).
 """
 
-import os
 import re
 import signal
 import time
 
 import host
+import ovs
 from console import Console
 
-VSWITCHD = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
-SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 START_PATIENCE = 60
 
 
@@ -83,66 +81,31 @@ class Ovs(Backend):
     """OVS-DPDK with one polling thread and its default flow, NORMAL: a learning switch."""
 
     name, listens = "ovs", False
-    programs = (VSWITCHD, "ovs-vsctl", "ovsdb-server")
+    programs = ovs.PROGRAMS
     flows = None
 
     def __init__(self, place):
         super().__init__(place)
-        self._database = None
-        self._socket = f"unix:{place.directory}/db.sock"
+        self._ovs = ovs.OvsDpdk(place.directory, f"{place.prefix}-be", place.cpus, place.table.tso)
 
     def environment(self):
-        directory = str(self.place.directory)
-        return dict(os.environ, OVS_RUNDIR=directory, OVS_DBDIR=directory, OVS_LOGDIR=directory)
-
-    def _vsctl(self, *words):
-        host.run("ovs-vsctl", f"--db={self._socket}", "--no-wait", *words)
+        return self._ovs.environment
 
     def start(self):
-        directory = self.place.directory
-        host.run("ovsdb-tool", "create", directory / "conf.db", SCHEMA)
-        self._database = Console(["ovsdb-server", directory / "conf.db",
-                                  f"--remote=p{self._socket}",
-                                  f"--unixctl={directory}/ovsdb.ctl"],
-                                 directory / "ovsdb-server.log", self.environment())
-        deadline = time.monotonic() + START_PATIENCE
-        while not (directory / "db.sock").is_socket():
-            self._database.check()
-            if time.monotonic() > deadline:
-                raise host.Problem(f"no OVS database (log: {self._database.log})")
-            time.sleep(0.05)
-        self._configure()
+        self._ovs.start_database()
+        for path in self.sockets:
+            self._ovs.add_port(path, self.place.table.mtu)
         super().start()
 
-    def _configure(self):
-        control, cpu = self.place.cpus
-        self._vsctl("init")
-        self._vsctl("set", "Open_vSwitch", ".", *(f"other_config:{setting}" for setting in (
-            "dpdk-init=true", f"pmd-cpu-mask={1 << cpu:#x}", f"dpdk-lcore-mask={1 << control:#x}",
-            # Without a limit its buffers take all the huge pages that there are.
-            "dpdk-socket-mem=512", "dpdk-socket-limit=512", "vhost-iommu-support=false",
-            f"dpdk-extra=--no-pci --in-memory --file-prefix={self.place.prefix}-be",
-            f"userspace-tso-enable={'true' if self.place.table.tso else 'false'}")))
-        self._vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev",
-                    "fail-mode=standalone")
-        for number, path in enumerate(self.sockets):
-            self._vsctl("add-port", "br0", f"p{number}", "--", "set", "Interface", f"p{number}",
-                        "type=dpdkvhostuserclient", f"options:vhost-server-path={path}",
-                        f"mtu_request={self.place.table.mtu}", f"ofport_request={number + 1}")
-
     def command(self):
-        directory = self.place.directory
-        # In a network namespace of its own: it makes TAP devices with names that others use.
-        return ["unshare", "-n", VSWITCHD, self._socket, f"--pidfile={directory}/vswitchd.pid",
-                f"--unixctl={directory}/vswitchd.ctl"]
+        return ["unshare", "-n", *self._ovs.command()]
 
     def connected(self):
-        target = f"unix:{self.place.directory}/br0.mgmt"
         deadline = time.monotonic() + START_PATIENCE
         while True:
             self.console.check()
             try:
-                host.run("ovs-ofctl", "dump-flows", target, timeout=10)
+                host.run("ovs-ofctl", "dump-flows", self._ovs.management, timeout=10)
                 break
             except host.Problem:
                 if time.monotonic() > deadline:
@@ -151,12 +114,11 @@ class Ovs(Backend):
         if self.flows:
             path = self.place.directory / "flows"
             path.write_text(self.flows, encoding="ascii")
-            host.run("ovs-ofctl", "replace-flows", target, path)
+            host.run("ovs-ofctl", "replace-flows", self._ovs.management, path)
 
     def end(self):
         super().end()
-        if self._database:
-            self._database.end()
+        self._ovs.end()
 
 
 class OvsFlow(Ovs):

@@ -1,5 +1,5 @@
-"""The machine that is measured on: its CPUs, time-stamp counter, huge pages, and whether it is
-quiet. Nothing here knows of switches.
+"""The machine that is measured on: its CPUs, time-stamp counter, and whether it is quiet. Nothing
+here knows of switches.
 """
 
 import contextlib
@@ -9,14 +9,14 @@ import os
 import pathlib
 import time
 
+import cpu
 import host
 
-HUGE_PAGES = pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 # rdtsc; shl rdx, 32; or rax, rdx; ret
 _READ_TSC = bytes.fromhex("0f31 48c1e220 4809d0 c3".replace(" ", ""))
 QUIET_LOOK = 0.25
-# Clock ticks of 10 ms, of all CPUs together, in a look at a quiet machine.
-QUIET_TICKS = 4
+# Of all CPUs together, in a look at a quiet machine: four ticks of the clock that counts it.
+QUIET_BUSY = 0.045
 
 
 def cpus():
@@ -49,24 +49,6 @@ def model():
     return "unknown processor"
 
 
-@contextlib.contextmanager
-def huge_pages(wanted):
-    """Sees to it that `wanted` huge pages of 2 MiB are free; puts the number back afterwards."""
-    number, free = HUGE_PAGES / "nr_hugepages", HUGE_PAGES / "free_hugepages"
-    before, there = int(number.read_text()), int(free.read_text())
-    if there >= wanted:
-        yield
-        return
-    try:
-        number.write_text(str(before + wanted - there))
-        if int(free.read_text()) < wanted:
-            raise host.Problem(f"{wanted} free huge pages of 2 MiB are needed, and the machine's "
-                               f"memory gives {free.read_text().strip()}", host.EXIT_MISSING)
-        yield
-    finally:
-        number.write_text(str(before))
-
-
 def cpu_seconds(pid):
     """The processor time that all threads of a process have used."""
     total = 0
@@ -76,20 +58,14 @@ def cpu_seconds(pid):
     return total / 1e9
 
 
-def _busy_ticks():
-    with open("/proc/stat", encoding="ascii") as stat:
-        user, nice, system, _idle, _iowait, irq, softirq = map(int, stat.readline().split()[1:8])
-    return user + nice + system + irq + softirq
-
-
 def wait_quiet(limit):
     """Waits, while everything of ours is stopped, until nobody else is busy; at most `limit`
     seconds. Tells whether it is so."""
     deadline = time.monotonic() + limit
     while True:
-        before = _busy_ticks()
+        before = cpu.busy_seconds()
         time.sleep(QUIET_LOOK)
-        if _busy_ticks() - before <= QUIET_TICKS:
+        if cpu.busy_seconds() - before <= QUIET_BUSY:
             return True
         if time.monotonic() > deadline:
             return False
