@@ -3,6 +3,9 @@
 Each has two guests, vm1 and vm2, and the host on the same segment. The guests are equal but for
 the backend of their NIC. Testbeds live side by side, each in a network namespace of its own; the
 guests of one that isn't measured are idle.
+
+A switch that polls takes a whole CPU as long as it is there, so it is stopped between its turns:
+the others would have one CPU less. In its turns the polling counts, as it does in life.
 """
 
 import contextlib
@@ -30,10 +33,11 @@ def _address(number):
 
 
 class Testbed(contextlib.AbstractContextManager):
-    """Two running guests and the host's end of their network; the base of both kinds."""
+    """Two running guests and the host's end of their network; the base of all kinds."""
 
     label = ""  # for people
-    key = ""  # for machines, and in file names
+    key = ""  # for machines, and in file names: letters, digits and _
+    polls = False  # whether its switch is to be stopped between turns
 
     def __init__(self, directory):
         """`directory` takes the logs and sockets; its path must be short."""
@@ -41,6 +45,7 @@ class Testbed(contextlib.AbstractContextManager):
         self.guests = []
         self.addresses = {"vm1": _address(1), "vm2": _address(2), "host": (HOST_IP4, HOST_IP6)}
         self._stack = contextlib.ExitStack()
+        self._switch = None  # the process, where the kernel isn't the switch
         self.namespace = None
 
     def __enter__(self):
@@ -57,23 +62,34 @@ class Testbed(contextlib.AbstractContextManager):
                 guest.wait_ready()
             # All is well: what is on the stack stays up until __exit__.
             self._stack = self._stack.pop_all()
+        self._signal_polling(signal.SIGSTOP)
         return self
 
     def __exit__(self, *exception):
+        # Stopped, it would answer neither the guests that leave nor a signal to end.
+        self._signal_polling(signal.SIGCONT)
         return self._stack.__exit__(*exception)
 
     @contextlib.contextmanager
     def turn(self):
-        """The `with` block in which the testbed is measured: outside it costs no processor time."""
-        yield
+        """The `with` block in which the testbed is measured: outside it takes no processor time."""
+        self._signal_polling(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal_polling(signal.SIGSTOP)
 
-    def _wait_up(self, switch, log, is_up):
-        """Waits until a switch process has made what guests and host are attached to."""
+    def _signal_polling(self, number):
+        if self.polls:
+            self._switch.send_signal(number)
+
+    def _wait_up(self, log, is_up):
+        """Waits until the switch process has made what guests and host are attached to."""
         deadline = time.monotonic() + SWITCH_START_SECONDS
         while not is_up():
-            if switch.poll() is not None:
-                raise host.Problem(f"{self.label} ended at once with exit code {switch.returncode} "
-                                   f"(log: {log})")
+            if self._switch.poll() is not None:
+                raise host.Problem(f"{self.label} ended at once with exit code "
+                                   f"{self._switch.returncode} (log: {log})")
             if time.monotonic() > deadline:
                 raise host.Problem(f"{self.label} made no sockets or no link for the host within "
                                    f"{SWITCH_START_SECONDS} s (log: {log})")
@@ -112,6 +128,7 @@ class Ringswitch(Testbed):
     """One ringswitch process: a vhost-user port for each guest, a TAP uplink to the host."""
 
     label, key = "ringswitch", "ringswitch"
+    options = ()
 
     def __init__(self, directory, binary):
         super().__init__(directory)
@@ -121,10 +138,10 @@ class Ringswitch(Testbed):
     def _network(self):
         log = self.directory / "ringswitch.log"
         ports = [word for n, path in self._sockets.items() for word in ("--port", f"vm{n}={path}")]
-        command = [self._binary, "run", *ports, "--uplink", UPLINK]
-        switch = host.spawn([*self.namespace.prefix, *command], log)
+        command = [self._binary, "run", *ports, "--uplink", UPLINK, *self.options]
+        switch = self._switch = host.spawn([*self.namespace.prefix, *command], log)
         self._stack.push(lambda _kind, reason, _trace: self._stop_switch(switch, log, reason))
-        self._wait_up(switch, log, self._switch_is_up)
+        self._wait_up(log, self._switch_is_up)
         self._host_address(UPLINK)
 
     def _switch_is_up(self):
@@ -151,6 +168,13 @@ class Ringswitch(Testbed):
         return Guest.boot(settings, self.directory)
 
 
+class RingswitchPoll(Ringswitch):
+    """The same, polling."""
+
+    label, key, polls = "ringswitch --poll", "ringswitch_poll", True
+    options = ("--poll",)
+
+
 class Bridge(Testbed):
     """A Linux bridge with a TAP device for each guest, served by QEMU's own virtio device."""
 
@@ -172,51 +196,29 @@ class Bridge(Testbed):
 class OvsDpdk(Testbed):
     """OVS-DPDK: a vhost-user port for each guest, the bridge's own TAP device for the host.
 
-    Its polling thread takes a whole CPU as long as it is there, so it is stopped between its turns:
-    the others would have one CPU less. In its turns the polling counts, as it does in life.
+    With TSO, which its documentation calls experimental: without, TCP has less than a third.
     """
 
-    label, key = "OVS-DPDK", "ovs"
-    tso = False  # whether frames that a guest left uncut pass as they are
+    label, key, polls = "OVS-DPDK with TSO", "ovs", True
 
     def __init__(self, directory):
         super().__init__(directory)
         cpus = sorted(os.sched_getaffinity(0))
         if len(cpus) < 2:
-            raise host.Problem(f"{self.label} takes a CPU for itself: two are needed",
-                               host.EXIT_MISSING)
-        prefix = f"ringswitch-{os.getpid()}-{self.key}"
-        self._ovs = ovs.OvsDpdk(self.directory, prefix, cpus[:2], self.tso)
+            raise host.Problem("OVS-DPDK takes a CPU for itself: two are needed", host.EXIT_MISSING)
+        self._ovs = ovs.OvsDpdk(self.directory, f"ringswitch-{os.getpid()}", cpus[:2], tso=True)
         self._sockets = {number: self.directory / f"vm{number}.sock" for number in (1, 2)}
-        self._log = self.directory / "ovs.log"
-        self._switch = None
-
-    def __enter__(self):
-        super().__enter__()
-        self._switch.send_signal(signal.SIGSTOP)
-        return self
-
-    def __exit__(self, *exception):
-        self._switch.send_signal(signal.SIGCONT)
-        return super().__exit__(*exception)
-
-    @contextlib.contextmanager
-    def turn(self):
-        self._switch.send_signal(signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self._switch.send_signal(signal.SIGSTOP)
 
     def _network(self):
+        log = self.directory / "ovs.log"
         self._stack.callback(self._ovs.end)
         self._ovs.start_database()
         for path in self._sockets.values():
             self._ovs.add_port(path)
-        self._switch = host.spawn([*self.namespace.prefix, *self._ovs.command()], self._log,
+        self._switch = host.spawn([*self.namespace.prefix, *self._ovs.command()], log,
                                   env=self._ovs.environment)
         self._stack.callback(host.end, self._switch)
-        self._wait_up(self._switch, self._log, lambda: self._has_link(ovs.BRIDGE))
+        self._wait_up(log, lambda: self._has_link(ovs.BRIDGE))
         self._host_address(ovs.BRIDGE)
 
     def _guest(self, number):
@@ -225,9 +227,3 @@ class OvsDpdk(Testbed):
         settings.vhost_mode = "server"
         settings.device = LONG_RINGS
         return Guest.boot(settings, self.directory)
-
-
-class OvsDpdkTso(OvsDpdk):
-    """The same with `userspace-tso-enable`, which its documentation calls experimental."""
-
-    label, key, tso = "OVS-DPDK, TSO", "ovs-tso", True
