@@ -15,7 +15,7 @@ import host
 # rdtsc; shl rdx, 32; or rax, rdx; ret
 _READ_TSC = bytes.fromhex("0f31 48c1e220 4809d0 c3".replace(" ", ""))
 QUIET_LOOK = 0.25
-# Of all CPUs together, in a look at a quiet machine: four ticks of the clock that counts it.
+# Of all CPUs together, in a look at a quiet machine: four units of /proc/stat.
 QUIET_BUSY = 0.045
 
 
