@@ -147,7 +147,7 @@ fn write(
     head: &[u8],
     tail: Tail<'_>,
 ) -> Result<(), DropReason> {
-    match write_frame(queue, &vnet.to_bytes(), head, tail) {
+    match write_frame(queue, &vnet.encode().to_bytes(), head, tail) {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(DropReason::BadOffload),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EBADFD | libc::ENODEV)) => {

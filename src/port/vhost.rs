@@ -164,12 +164,16 @@ fn deliver_all<'b, F: Format>(
     receiver.prepare();
     // Counted here, and written once for all.
     let (mut count, mut bytes, mut copied) = (0, 0, 0);
-    for frame in frames {
+    let mut frames = frames.peekable();
+    while let Some(frame) = frames.next() {
+        if let Some(next) = frames.peek() {
+            receiver.prefetch_room(next.len);
+        }
         let done = match offload::for_receiver(&frame.vnet, accepts) {
             Some(vnet) => {
                 let tail = segments.tail(frame.tail.clone());
                 receiver
-                    .deliver(vnet, frame.len, frame.head(), tail)
+                    .deliver(vnet.encode(), frame.len, frame.head(), tail)
                     .map(|()| copied += u64::from(frame.len))
                     .map_err(reason)
             }
@@ -202,7 +206,7 @@ fn convert_frame<F: Format>(
     outgoing.count_conversion(counters);
     for index in 0..outgoing.count() {
         let (vnet, headers, payload, len) = outgoing.frame(index);
-        receiver.deliver(vnet, len, headers.as_slice(), payload).map_err(reason)?;
+        receiver.deliver(vnet.encode(), len, headers.as_slice(), payload).map_err(reason)?;
         counters.copied_bytes.add(u64::from(len));
     }
     Ok(())

@@ -239,7 +239,7 @@ fn put(ring: &mut Ring, frame: &[u8]) -> Result<(), RxFault> {
 
 fn deliver<F: Format>(mut receiver: Receiver<'_, F>, frame: &[u8]) -> Result<(), RxFault> {
     receiver.prepare();
-    receiver.deliver(VnetHeader::default(), frame.len() as u32, frame, Tail::EMPTY)
+    receiver.deliver(VnetHeader::default().encode(), frame.len() as u32, frame, Tail::EMPTY)
 }
 
 fn a_frame_is_merged_over_buffers_and_each_gets_its_length(new: New) {
@@ -587,7 +587,7 @@ fn a_packed_burst_is_shown_to_the_driver_by_its_first_descriptor() {
     receiver.prepare();
     for _ in 0..200 {
         let head = [7; 60];
-        receiver.deliver(VnetHeader::default(), 60, &head, Tail::EMPTY).unwrap();
+        receiver.deliver(VnetHeader::default().encode(), 60, &head, Tail::EMPTY).unwrap();
     }
     assert_eq!(driver.used_idx(), 0, "more than the shadow holds, but none published");
     ring.publish();

@@ -14,6 +14,17 @@ pub fn read<T>(address: *const T) {
     let _ = address;
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// [`write`] of all lines of `len` bytes from `address` on.
+#[inline(always)]
+pub fn write_all(address: *const u8, len: usize) {
+    for offset in (0..len).step_by(LINE) {
+        write(address.wrapping_add(offset));
+    }
+}
+
 /// Starts to bring the cache line at `address` in for writing: takes it away from the core that
 /// wrote it last.
 #[inline(always)]

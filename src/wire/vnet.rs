@@ -65,22 +65,40 @@ impl VnetHeader {
 
     /// The header as it stands before the frame.
     #[inline]
-    pub fn to_bytes(&self) -> [u8; Self::LEN] {
-        let (low, high) = self.to_words();
-        let ([a, b, c, d, e, f, g, h], [i, j, k, l]) = (low.to_le_bytes(), high.to_le_bytes());
-        [a, b, c, d, e, f, g, h, i, j, k, l]
-    }
-
-    /// The first eight and the last four bytes as little-endian numbers: two stores write them,
-    /// and nothing is put together in memory before.
-    #[inline]
-    pub fn to_words(&self) -> (u64, u32) {
+    pub fn encode(&self) -> Encoded {
         let low = u64::from(self.flags)
             | u64::from(self.gso_type) << 8
             | u64::from(self.hdr_len) << 16
             | u64::from(self.gso_size) << 32
             | u64::from(self.csum_start) << 48;
-        (low, u32::from(self.csum_offset) | u32::from(self.num_buffers) << 16)
+        Encoded { low, high: u32::from(self.csum_offset) | u32::from(self.num_buffers) << 16 }
+    }
+}
+
+/// A header as it stands before the frame. Two numbers in registers: put together in memory byte
+/// by byte and then copied as a whole, it would make the CPU wait for its own stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The first eight bytes, little-endian.
+    pub low: u64,
+    /// The last four bytes, little-endian.
+    pub high: u32,
+}
+
+impl Encoded {
+    /// The header with another number of buffers.
+    #[inline]
+    #[must_use]
+    pub fn with_num_buffers(self, count: u16) -> Self {
+        Self { high: self.high & 0xffff | u32::from(count) << 16, ..self }
+    }
+
+    /// The bytes.
+    #[inline]
+    pub fn to_bytes(self) -> [u8; VnetHeader::LEN] {
+        let ([a, b, c, d, e, f, g, h], [i, j, k, l]) =
+            (self.low.to_le_bytes(), self.high.to_le_bytes());
+        [a, b, c, d, e, f, g, h, i, j, k, l]
     }
 }
 
@@ -102,6 +120,8 @@ mod tests {
             num_buffers: 0x203,
         };
         assert_eq!(header, expected);
-        assert_eq!(header.to_bytes(), bytes);
+        assert_eq!(header.encode().to_bytes(), bytes);
+        let other = VnetHeader { num_buffers: 7, ..header };
+        assert_eq!(header.encode().with_num_buffers(7), other.encode());
     }
 }
