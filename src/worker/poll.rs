@@ -98,9 +98,8 @@ impl Worker {
         self.now = clock::now_ns();
         let mut quiet_since = self.now;
         while !self.pipeline.stopping() {
-            self.obey();
             let start = clock::tsc();
-            let frames = self.round();
+            let frames = self.step();
             if frames > 0 {
                 let counters = &self.pipeline.shared().counters[self.index];
                 counters.busy_cycles.add(clock::tsc().wrapping_sub(start));
@@ -125,6 +124,14 @@ impl Worker {
                 self.cool(self.now);
             }
         }
+    }
+
+    /// Does what control ordered, and takes one burst from each hot source. Returns how many frames
+    /// there were. Never sleeps: benches, which have no threads, call this instead of [`Self::run`].
+    #[inline]
+    pub fn step(&mut self) -> usize {
+        self.obey();
+        self.round()
     }
 
     /// Takes one burst from each hot source. Returns how many frames there were.

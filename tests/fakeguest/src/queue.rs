@@ -258,6 +258,8 @@ pub struct TxQueue {
     loaded: VecDeque<u16>,
     /// By head of a loaded chain: where its header is in `words`, and the header's first 8 bytes.
     headers: Vec<(usize, u64)>,
+    /// Words 1 and 2 of the frames to send, in turn, and which is next: see `rotate_stations`.
+    stations: (Vec<[u64; 2]>, usize),
     header_len: usize,
 }
 
@@ -273,6 +275,7 @@ impl TxQueue {
             owners: vec![Owner::Caller; count],
             loaded: VecDeque::with_capacity(count),
             headers: vec![(0, 0); count],
+            stations: (Vec::new(), 0),
             header_len: HEADER_LEN,
             ring,
         }
@@ -388,6 +391,22 @@ impl TxQueue {
         Ok(())
     }
 
+    /// From now on every frame that [`TxQueue::send_burst`] sends has the next of these destination
+    /// and source addresses, for ever in turn. For loaded frames whose header and addresses are in
+    /// one piece.
+    pub fn rotate_stations(&mut self, stations: &[[[u8; 6]; 2]]) {
+        assert_eq!(self.header_len, HEADER_LEN, "addresses begin in the middle of a word");
+        let words = |[destination, source]: &[[u8; 6]; 2]| {
+            // The end of the header is that of a frame without offloads.
+            let mut bytes = [0; 16];
+            bytes[4..10].copy_from_slice(destination);
+            bytes[10..].copy_from_slice(source);
+            let word = u128::from_ne_bytes(bytes);
+            [word as u64, (word >> 64) as u64]
+        };
+        self.stations = (stations.iter().map(words).collect(), 0);
+    }
+
     /// Sends up to `count` of the loaded frames in one publication; tells how many. Each header is
     /// written anew, as drivers do, so that its cache line comes from this core. Allocates nothing.
     pub fn send_burst(&mut self, count: usize) -> usize {
@@ -396,6 +415,12 @@ impl TxQueue {
         for head in self.loaded.drain(..count) {
             let (at, header) = self.headers[usize::from(head)];
             self.words.at(at).store(header, Ordering::Relaxed);
+            if let Some(&[first, second]) = self.stations.0.get(self.stations.1) {
+                self.words.at(at + 1).store(first, Ordering::Relaxed);
+                self.words.at(at + 2).store(second, Ordering::Relaxed);
+                let next = self.stations.1 + 1;
+                self.stations.1 = if next < self.stations.0.len() { next } else { 0 };
+            }
             self.ring.post(head);
         }
         self.ring.publish();

@@ -1,0 +1,163 @@
+//! The data path without threads: one worker's steps between two fake guests, all on this thread.
+//!
+//! `cargo bench --bench ring`. A time is ns per frame of the switch's side alone: the guests work
+//! while the clock stands still, and everything lies in this core's cache. Names are
+//! `format/bytes/descriptors`; a frame of 18 descriptors is what Linux makes of 64 KiB.
+//!
+//! | group | the frames |
+//! |---|---|
+//! | `switch` | go from one ring to the other: receive, stages, look-up, copy, both publications |
+//! | `drop` | end at the look-up: what `switch` costs without the receiver |
+
+#![expect(clippy::expect_used, reason = "a bench that can't start has nothing to say")]
+#![allow(missing_docs, reason = "criterion's macros")]
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use fakeguest::{Frame, Guest, Layout, features, frames};
+use ringswitch::config::{PollMode, PortKind, Settings};
+use ringswitch::frame::PortId;
+use ringswitch::port::{Kind, Port, VhostPort};
+use ringswitch::ring::Queues;
+use ringswitch::table::mac::{MacTable, MacTableConfig};
+use ringswitch::vhost_user::Endpoint;
+use ringswitch::worker::{Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
+
+/// Bytes of a frame, without the virtio-net header, and how many go at a time.
+const FRAMES: [(usize, usize); 5] = [(64, 64), (512, 64), (1518, 64), (9000, 32), (65_000, 8)];
+/// Descriptors of a frame, and whether they are in an indirect table.
+const CHAINS: [(usize, bool); 5] = [(1, false), (2, false), (2, true), (18, false), (18, true)];
+/// A group address whose frames no bridge passes on.
+const RESERVED: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 3];
+/// Steps in vain after which nothing will come any more.
+const STEPS: usize = 1_000_000;
+
+/// A switch of two ports whose only worker is this thread.
+struct Bed {
+    worker: Worker,
+    sender: Guest,
+    receiver: Guest,
+    _endpoints: Vec<Endpoint>,
+    _directory: tempfile::TempDir,
+}
+
+impl Bed {
+    fn new(features: u64) -> Bed {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let sockets = ["a", "b"].map(|name| (name.to_owned(), directory.path().join(name)));
+        let settings = Settings::from_args(&sockets, None).expect("two ports");
+        let port = |index: u16| {
+            let kind = Kind::Vhost(VhostPort::new(Arc::new(Queues::new(1))));
+            Arc::new(Port::new(PortId(index), format!("port{index}"), kind, 1))
+        };
+        let ports: Box<[_]> = (0..2).map(port).collect();
+        let placement = Arc::new(Placement::new(&ports, 1));
+        let table = MacTableConfig { capacity: 1024, ageing_secs: 300, seed: 1 };
+        let shared = Arc::new(Shared {
+            ports,
+            macs: MacTable::new(&table, 2),
+            mailboxes: [Arc::new(Mailbox::new().expect("a mailbox"))].into(),
+            counters: [WorkerCounters::default()].into(),
+            stop: AtomicBool::new(false),
+        });
+        let endpoints = shared.ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
+            let (Kind::Vhost(vhost), PortKind::VhostUser(socket)) = (&port.kind, &wanted.kind)
+            else {
+                return None;
+            };
+            let events = PortEvents::new(shared.clone(), placement.clone(), port.clone());
+            let queues = vhost.queues().clone();
+            let endpoint = Endpoint::spawn(&port.name, socket, queues, Arc::new(events));
+            Some(endpoint.expect("a socket"))
+        });
+        let endpoints = endpoints.collect();
+        let guest = |(_, socket): &(String, _)| {
+            Guest::builder(socket).with(features).rx_buffer(4096).attach().expect("a guest")
+        };
+        let [sender, receiver] = [guest(&sockets[0]), guest(&sockets[1])];
+        let worker = Worker::new(shared, &placement, 0, PollMode::Poll);
+        let mut bed =
+            Bed { worker, sender, receiver, _endpoints: endpoints, _directory: directory };
+        // The switch learns where the receiver is.
+        let hello = Frame::pattern(frames::mac(1), frames::mac(2), 60, 0);
+        assert!(bed.receiver.try_send(0, &hello, &Layout::whole()));
+        bed.step_until(1);
+        bed.sender.recv_burst(0, 1);
+        bed
+    }
+
+    fn step_until(&mut self, frames: usize) {
+        let (mut moved, mut steps) = (0, 0);
+        while moved < frames {
+            moved += self.worker.step();
+            steps += 1;
+            assert!(steps < STEPS, "frames are lost");
+        }
+    }
+
+    /// The time that the switch takes for `wanted` frames, of those that are loaded, in bursts of
+    /// `burst`.
+    fn time(&mut self, wanted: u64, burst: usize) -> Duration {
+        let (mut moved, mut time) = (0, Duration::ZERO);
+        while moved < wanted {
+            let sent = self.sender.send_burst(0, burst);
+            let start = Instant::now();
+            self.step_until(sent);
+            time += start.elapsed();
+            self.receiver.recv_burst(0, sent as u64);
+            moved += sent as u64;
+        }
+        time.mul_f64(wanted as f64 / moved as f64)
+    }
+}
+
+/// A frame of `size` bytes and its header in so many descriptors, of equal length but the first.
+fn layout(size: usize, descriptors: usize, indirect: bool) -> Layout {
+    let layout = match descriptors {
+        1 => Layout::whole(),
+        2 => Layout::header_apart(),
+        _ => {
+            let mut splits = vec![12];
+            splits.resize(descriptors - 1, size / (descriptors - 1));
+            Layout::split(&splits)
+        }
+    };
+    if indirect { layout.in_indirect_table() } else { layout }
+}
+
+fn bench(criterion: &mut Criterion) {
+    for (format, features) in [("split", 0), ("packed", features::RING_PACKED)] {
+        let mut bed = Bed::new(features);
+        for (group, to, sizes) in
+            [("switch", frames::mac(2), &FRAMES[..]), ("drop", RESERVED, &FRAMES[..1])]
+        {
+            let mut group = criterion.benchmark_group(group);
+            group.warm_up_time(Duration::from_millis(30));
+            group.measurement_time(Duration::from_millis(100)).sample_size(20);
+            for &(size, burst) in sizes {
+                let frame = [Frame::pattern(to, frames::mac(1), size, 1)];
+                for (descriptors, indirect) in CHAINS {
+                    let layout = layout(size, descriptors, indirect);
+                    let loaded = bed.sender.queue(0).tx.load_up_to(burst, &frame, &layout);
+                    loaded.expect("frames in guest memory");
+                    let place = if indirect { " indirect" } else { "" };
+                    let name = format!("{format}/{size}/{descriptors}{place}");
+                    group.bench_function(name, |bencher| {
+                        bencher.iter_custom(|frames| bed.time(frames, burst));
+                    });
+                }
+            }
+            group.finish();
+        }
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().without_plots();
+    targets = bench
+}
+criterion_main!(benches);
