@@ -107,7 +107,7 @@ impl Bed {
             let start = Instant::now();
             self.step_until(sent);
             time += start.elapsed();
-            self.receiver.recv_burst(0, sent as u64);
+            while self.receiver.recv_burst(0, sent as u64).frames > 0 {}
             moved += sent as u64;
         }
         time.mul_f64(wanted as f64 / moved as f64)

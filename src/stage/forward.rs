@@ -15,6 +15,7 @@ const RESERVED: std::ops::RangeInclusive<u64> = 0x0180_c200_0001..=0x0180_c200_0
 /// `now` is in seconds of the table's clock.
 #[inline]
 pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32) {
+    prefetch(frames, macs);
     // Frames of a burst mostly have the same addresses: learned once, looked up once.
     let mut last_source = MacAddr::default();
     let mut last = (MacAddr::default(), Verdict::Flood);
@@ -37,6 +38,27 @@ pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32)
             last = (destination, decide(destination, macs, ingress, now));
         }
         frame.verdict = last.1;
+    }
+}
+
+/// Starts loading what the table knows of a burst's addresses, so that the misses of a large table
+/// are waited for together and not one after another.
+#[inline]
+fn prefetch(frames: &[Frame], macs: &MacTable) {
+    let addresses = |frame: &Frame| ethernet::src(frame.head()).zip(ethernet::dst(frame.head()));
+    // Between two stations there is nothing to wait for: this costs two frames' addresses.
+    if frames.first().map(addresses) == frames.last().map(addresses) {
+        return;
+    }
+    let mut last = (MacAddr::default(), MacAddr::default());
+    for (source, destination) in frames.iter().filter_map(addresses) {
+        if source != last.0 {
+            macs.prefetch(source.to_u64());
+        }
+        if destination != last.1 {
+            macs.prefetch(destination.to_u64());
+        }
+        last = (source, destination);
     }
 }
 

@@ -8,6 +8,8 @@
 //! addresses also follow one another are *adjacent*, and a buffer may cross from one into the
 //! other ([`Memory::across_boundary`]).
 
+use std::arch::asm;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -243,6 +245,24 @@ impl<T: Cell> Cells<T> {
         // SAFETY: `Memory::cells` checked range and alignment for `count` cells; the Arc keeps
         // the mapping; Cell promises that any bytes there are a value; atomics tolerate writers.
         unsafe { self.first.add(index).as_ref() }
+    }
+
+    /// Starts loading the line of the cell at `index`.
+    #[inline]
+    pub fn prefetch(&self, index: usize) {
+        let line = self.first.as_ptr().wrapping_add(index);
+        // SAFETY: a prefetch touches no memory, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    }
+
+    /// Starts getting the line of the cell at `index`, to write to it.
+    #[inline]
+    pub fn prefetch_for_write(&self, index: usize) {
+        let line = self.first.as_ptr().wrapping_add(index);
+        // SAFETY: as above. No intrinsic of the standard library is sure to become this one.
+        unsafe {
+            asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+        }
     }
 }
 

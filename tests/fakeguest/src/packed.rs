@@ -301,6 +301,11 @@ impl PackedRing {
         Some(Used { head: id, len })
     }
 
+    /// Takes up to `max` used chains into `into`. Panics as [`PackedRing::pop`] does.
+    pub fn pop_into(&mut self, max: usize, into: &mut Vec<Used>) {
+        into.extend((0..max).map_while(|_| self.pop()));
+    }
+
     /// Used chains that wait to be popped.
     pub fn ready(&self) -> u16 {
         let (mut at, mut count) = (self.next_used, 0);

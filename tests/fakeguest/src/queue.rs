@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use crate::frames::{Frame, HEADER_LEN};
 use crate::layout::{GAP, Layout, Piece};
 use crate::memory::{Cells, Memory};
-use crate::ring::Ring;
+use crate::ring::{Ring, Used};
 
 /// Byte that receive buffers and the gaps around them are filled with before they are posted.
 const POISON: u8 = 0xa5;
+/// Buffers that a generator takes back at a time: Linux's NAPI weight.
+const BATCH: usize = 64;
 
 /// A frame that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,8 +86,12 @@ pub struct RxQueue {
     layout: Layout,
     /// By head: the chain's pieces; empty where there is no chain.
     chains: Vec<Vec<Piece>>,
+    /// By head: where a chain of the queue's own buffers begins in `words`.
+    headers: Vec<usize>,
     /// Built chains that are not posted.
     idle: Vec<u16>,
+    /// Used chains of one burst.
+    used: Vec<Used>,
     automatic: bool,
     mergeable: bool,
     header_len: usize,
@@ -97,18 +103,34 @@ impl RxQueue {
         let slots = Slots::new(ring.memory(), ring.size(), layout.footprint(size));
         let words = ring.memory().cells(slots.first, slots.bytes(ring.size()) / 2);
         let mut chains = vec![Vec::new(); usize::from(ring.size())];
+        let mut headers = vec![0; usize::from(ring.size())];
         let mut idle = Vec::with_capacity(usize::from(ring.size()));
         for slot in 0..ring.size() {
             let pieces = layout.pieces(slots.addr(slot), size);
             let Some(head) = ring.build(&[], &pieces, layout.indirect) else {
                 break;
             };
+            headers[usize::from(head)] = (pieces[0].addr - slots.first) as usize / 2;
             chains[usize::from(head)] = pieces;
             idle.push(head);
         }
         idle.reverse();
+        let used = Vec::with_capacity(2 * BATCH);
         let (mergeable, header_len) = (false, HEADER_LEN);
-        RxQueue { ring, slots, words, size, layout, chains, idle, automatic, mergeable, header_len }
+        RxQueue {
+            ring,
+            slots,
+            words,
+            size,
+            layout,
+            chains,
+            headers,
+            idle,
+            used,
+            automatic,
+            mergeable,
+            header_len,
+        }
     }
 
     pub(crate) fn set_format(&mut self, mergeable: bool, header_len: usize) {
@@ -190,30 +212,48 @@ impl RxQueue {
         bytes
     }
 
-    /// Takes up to `max` frames without looking at their bytes, and posts the buffers again: for
-    /// generators, with buffers of the queue's own. One publication for the burst. Allocates
-    /// nothing.
+    /// Takes up to `max` frames, and no more than a batch of buffers and the rest of the last frame,
+    /// without looking at their bytes, and posts the buffers again: for generators, with buffers of
+    /// the queue's own. One publication for the burst. Allocates nothing.
     pub fn recv_burst(&mut self, max: u64) -> Burst {
         let mut burst = Burst::default();
-        while burst.frames < max {
-            let Some(used) = self.ring.pop() else { break };
-            let header = self.chains[usize::from(used.head)][0].addr - self.slots.first;
+        let mut used = std::mem::take(&mut self.used);
+        self.ring.pop_into(max.min(BATCH as u64) as usize, &mut used);
+        if self.mergeable {
+            // The device wrote the headers: their lines come from its core, all at once.
+            for chain in &used {
+                self.words.prefetch(self.num_buffers_at(chain.head));
+            }
+        }
+        let mut at = 0;
+        while let Some(first) = used.get(at) {
             let buffers = if self.mergeable {
-                u16::from_le(self.words.at(header as usize / 2 + 5).load(Ordering::Relaxed))
+                let buffers = self.words.at(self.num_buffers_at(first.head));
+                usize::from(u16::from_le(buffers.load(Ordering::Relaxed)))
             } else {
                 1
             };
-            burst.frames += 1;
-            burst.bytes += u64::from(used.len) - self.header_len as u64;
-            self.ring.post(used.head);
-            for _ in 1..buffers {
-                let next = self.ring.pop().expect("all buffers of a frame are used at once");
-                burst.bytes += u64::from(next.len);
-                self.ring.post(next.head);
+            let missing = (at + buffers).saturating_sub(used.len());
+            if missing > 0 {
+                self.ring.pop_into(missing, &mut used);
+                assert!(used.len() >= at + buffers, "all buffers of a frame are used at once");
             }
+            let frame = &used[at..at + buffers];
+            burst.bytes += frame.iter().map(|chain| u64::from(chain.len)).sum::<u64>();
+            at += buffers;
+            burst.frames += 1;
         }
+        burst.bytes -= burst.frames * self.header_len as u64;
+        used.drain(..).for_each(|chain| self.ring.post(chain.head));
         self.ring.publish();
+        self.used = used;
         burst
+    }
+
+    /// Where in `words` the number of buffers of a frame is that begins in this chain.
+    #[inline]
+    fn num_buffers_at(&self, head: u16) -> usize {
+        self.headers[usize::from(head)] + 5
     }
 
     /// Whether the bytes between the buffers are as they were: nobody wrote past an end.
@@ -256,6 +296,8 @@ pub struct TxQueue {
     owners: Vec<Owner>,
     /// Loaded chains that the device does not have, oldest first.
     loaded: VecDeque<u16>,
+    /// Used chains of one burst.
+    used: Vec<Used>,
     /// By head of a loaded chain: where its header is in `words`, and the header's first 8 bytes.
     headers: Vec<(usize, u64)>,
     /// Words 1 and 2 of the frames to send, in turn, and which is next: see `rotate_stations`.
@@ -274,6 +316,7 @@ impl TxQueue {
             free: (0..ring.size()).rev().collect(),
             owners: vec![Owner::Caller; count],
             loaded: VecDeque::with_capacity(count),
+            used: Vec::with_capacity(count),
             headers: vec![(0, 0); count],
             stations: (Vec::new(), 0),
             header_len: HEADER_LEN,
@@ -288,19 +331,29 @@ impl TxQueue {
     /// Takes back what the device has used; tells how many chains. Panics if the device says that
     /// it wrote to a buffer that is only there to be read.
     pub fn reclaim(&mut self) -> usize {
-        let mut count = 0;
-        while let Some(used) = self.ring.pop() {
-            assert_eq!(used.len, 0, "the device wrote to a transmit buffer");
-            count += 1;
-            match self.owners[usize::from(used.head)] {
-                Owner::Loaded => self.loaded.push_back(used.head),
-                Owner::Caller => self.ring.free(used.head),
+        self.reclaim_up_to(usize::MAX)
+    }
+
+    fn reclaim_up_to(&mut self, max: usize) -> usize {
+        let mut used = std::mem::take(&mut self.used);
+        self.ring.pop_into(max, &mut used);
+        let count = used.len();
+        for chain in used.drain(..) {
+            assert_eq!(chain.len, 0, "the device wrote to a transmit buffer");
+            match self.owners[usize::from(chain.head)] {
+                Owner::Loaded => {
+                    // Written soon, and the device's core has read it.
+                    self.words.prefetch_for_write(self.headers[usize::from(chain.head)].0);
+                    self.loaded.push_back(chain.head);
+                }
+                Owner::Caller => self.ring.free(chain.head),
                 Owner::Slot(slot) => {
-                    self.ring.free(used.head);
+                    self.ring.free(chain.head);
                     self.free.push(slot);
                 }
             }
         }
+        self.used = used;
         count
     }
 
@@ -410,7 +463,10 @@ impl TxQueue {
     /// Sends up to `count` of the loaded frames in one publication; tells how many. Each header is
     /// written anew, as drivers do, so that its cache line comes from this core. Allocates nothing.
     pub fn send_burst(&mut self, count: usize) -> usize {
-        self.reclaim();
+        // No more than needed: the device is writing where used chains are told.
+        if self.loaded.len() < count.max(BATCH) {
+            self.reclaim_up_to(2 * BATCH);
+        }
         let count = count.min(self.loaded.len());
         for head in self.loaded.drain(..count) {
             let (at, header) = self.headers[usize::from(head)];

@@ -201,6 +201,12 @@ impl Ring {
         either!(self, ring => ring.pop())
     }
 
+    /// Takes up to `max` used chains into `into`. Panics as [`Ring::pop`] does.
+    #[inline]
+    pub fn pop_into(&mut self, max: usize, into: &mut Vec<Used>) {
+        either!(self, ring => ring.pop_into(max, into));
+    }
+
     /// Used chains that wait to be popped.
     pub fn ready(&self) -> u16 {
         either!(self, ring => ring.ready())

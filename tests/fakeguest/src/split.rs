@@ -266,10 +266,20 @@ impl SplitRing {
     /// Takes the next used chain. Panics when the device returns one that it does not have.
     #[inline]
     pub fn pop(&mut self) -> Option<Used> {
+        (self.checked_ready() > 0).then(|| self.take_used())
+    }
+
+    /// Takes up to `max` used chains into `into`, with one look at the used index. Panics as
+    /// [`SplitRing::pop`] does.
+    #[inline]
+    pub fn pop_into(&mut self, max: usize, into: &mut Vec<Used>) {
+        let count = usize::from(self.checked_ready()).min(max);
+        into.extend((0..count).map(|_| self.take_used()));
+    }
+
+    #[inline]
+    fn checked_ready(&self) -> u16 {
         let ready = self.ready();
-        if ready == 0 {
-            return None;
-        }
         assert!(
             ready <= self.flying,
             "the used index went from {} to {} with {} chains in flight",
@@ -277,6 +287,11 @@ impl SplitRing {
             self.last_used.wrapping_add(ready),
             self.flying
         );
+        ready
+    }
+
+    #[inline]
+    fn take_used(&mut self) -> Used {
         let slot = usize::from(self.last_used & (self.size - 1));
         let id = self.used_entries.at(2 * slot).load(Ordering::Relaxed);
         let len = self.used_entries.at(2 * slot + 1).load(Ordering::Relaxed);
@@ -285,7 +300,7 @@ impl SplitRing {
         assert!(std::mem::take(flag), "the device used chain {id}, which it did not have");
         self.flying -= 1;
         self.last_used = self.last_used.wrapping_add(1);
-        Some(Used { head: id as u16, len })
+        Used { head: id as u16, len }
     }
 
     /// Used chains that wait to be popped.
