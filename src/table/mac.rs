@@ -5,12 +5,11 @@
 //!
 //! # Theory of operation
 //!
-//! **Layout.** An address may stand in two buckets of eight entries, chosen by a keyed hash. An
+//! **Layout.** An address may stand in two buckets of five entries, chosen by a keyed hash. An
 //! entry is one 64-bit word, address and port together, so a reader never sees half of a change;
-//! the eight words are one cache line, and the seconds in which the entries were last seen are in
-//! the line beside it. There are twice as many entries as the capacity asked for: at capacity the
-//! buckets are half full, and an address that finds both of its buckets full is not a matter of
-//! chance any more (the first one comes at about 1.37 times the capacity).
+//! the five words and the seconds in which the entries were last seen are one cache line, so a
+//! look-up in a table larger than the caches waits for one. At capacity two of five entries are
+//! taken on average, or fewer.
 //!
 //! **Ageing.** An entry is live while it was last seen at most `ageing_secs` seconds ago. An older
 //! one isn't found any more and its place may be taken; [`MacTable::expire`], called once in a
@@ -39,11 +38,13 @@ use parking_lot::Mutex;
 
 use crate::sys::prefetch;
 
-/// Entries of a bucket: one cache line of 64-bit words.
-const BUCKET_LEN: usize = 8;
+/// Entries of a bucket: as many as one cache line holds, with their times.
+const BUCKET_LEN: usize = 5;
+/// Entries of a bucket that are taken on average when the table is at its capacity, at most.
+const BUCKET_MEAN: usize = 2;
 /// A bucket that holds more than this shares new addresses with the other candidate. Below, the
 /// first one gets them all: a look-up then mostly touches one bucket.
-const PREFERRED_LOAD: usize = 4;
+const PREFERRED_LOAD: usize = 2;
 /// The largest capacity served; more than any switched network can have (and 512 MiB of table).
 const CAPACITY_MAX: usize = 1 << 24;
 /// An entry that holds nothing: address 0 is never learned.
@@ -93,8 +94,8 @@ pub enum Learned {
     Ignored,
 }
 
-/// Eight entries and, in the neighbouring cache line, when each was last seen (seconds).
-#[repr(C, align(128))]
+/// Five entries, and when each was last seen (seconds).
+#[repr(C, align(64))]
 #[derive(Default)]
 struct Bucket {
     entries: [AtomicU64; BUCKET_LEN],
@@ -106,7 +107,7 @@ impl Bucket {
         self.entries.iter().zip(&self.seen).map(|(entry, seen)| Slot { entry, seen })
     }
 
-    /// The slot of `mac`, and its entry. All eight words are compared without a branch: where the
+    /// The slot of `mac`, and its entry. All words are compared without a branch: where the
     /// address stands is not predictable.
     #[inline]
     fn find(&self, mac: u64) -> Option<(Slot<'_>, u64)> {
@@ -192,8 +193,8 @@ impl MacTable {
     /// of memory for each address of its capacity.
     #[must_use]
     pub fn new(config: &MacTableConfig, ports_max: usize) -> Self {
-        let slots = (config.capacity.clamp(1, CAPACITY_MAX) * 2).next_power_of_two();
-        let buckets = (slots / BUCKET_LEN).max(2);
+        let capacity = config.capacity.clamp(1, CAPACITY_MAX);
+        let buckets = capacity.div_ceil(BUCKET_MEAN).next_power_of_two().max(2);
         let unlimited =
             || PortCount { entries: AtomicU32::new(0), limit: AtomicU32::new(u32::MAX) };
         Self {
@@ -236,10 +237,9 @@ impl MacTable {
     /// Starts loading what [`lookup`](Self::lookup) and [`learn`](Self::learn) of `mac` will read.
     #[inline]
     pub fn prefetch(&self, mac: u64) {
-        let [first, second] = self.candidates(mac);
-        prefetch::read(&raw const first.entries);
-        prefetch::read(&raw const first.seen);
-        prefetch::read(&raw const second.entries);
+        // The second bucket is needed for few addresses, and by few frames.
+        let [first, _] = self.candidates(mac);
+        prefetch::read(&raw const *first);
     }
 
     /// Forgets all addresses of `port`; returns how many. Stop the port's ingress before, or a

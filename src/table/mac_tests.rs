@@ -255,7 +255,7 @@ fn odd_capacities_are_served() {
         }
         assert_eq!(contents(&table, 0).len(), capacity);
     }
-    assert_eq!(size_of::<Bucket>(), 128);
+    assert_eq!(size_of::<Bucket>(), 64);
 }
 
 #[test]

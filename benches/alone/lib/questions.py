@@ -167,7 +167,8 @@ class Load(Rest):
     """CPU time and latency at a given load."""
 
     key, title, kind = "load", "Load, open loop, from one guest to the other", LoadCase
-    loads = tuple((size, share) for size in (64, 1518) for share in (0.01, 0.1, 0.5, 1))
+    loads = tuple((size, share) for size in (64, 1518)
+                  for share in (0.0001, 0.001, 0.01, 0.1, 0.5, 1))
     columns = ("bytes", "load", "mode", "Mpps", "Gbit/s", "CPU, %", "CPU %/Mpps",
                "CPU %/(Gbit/s)", "p50, us", "p99, us", "sleeps/s", "kicks/s", "lost", "quiet")
 
@@ -176,7 +177,7 @@ class Load(Rest):
         size, share = row["load"]
         mpps, cpu = row["pps"] / 1e6, row["cpu"] * 100
         gbit = mpps * size * 8 / 1000
-        return (str(size), f"{share * 100:.0f}%", row["case"], f"{mpps:.3f}", f"{gbit:.2f}",
+        return (str(size), f"{share * 100:g}%", row["case"], f"{mpps:.3f}", f"{gbit:.2f}",
                 f"{cpu:.0f}", f"{cpu / mpps:.1f}", f"{cpu / gbit:.1f}",
                 f"{row['ns_p50'] / 1000:.2f}", f"{row['ns_p99'] / 1000:.2f}",
                 f"{row['sleeps'] / row['seconds']:.0f}", f"{row['kicks'] / row['seconds']:.0f}",

@@ -483,3 +483,25 @@ impl TxQueue {
         count
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::{Flow, mac};
+
+    #[test]
+    fn stations_take_turns_and_the_rest_of_a_frame_stays() {
+        let memory = Memory::new(&[(0, 4 << 20)]).expect("memory");
+        let mut queue = TxQueue::new(Ring::new(&memory, 4, 0).expect("a ring"), 256);
+        let frame = Flow::v4(1, 2).udp(b"payload");
+        queue.load_up_to(3, std::slice::from_ref(&frame), &Layout::whole()).expect("an idle queue");
+        queue.rotate_stations(&[[mac(7), mac(8)], [mac(9), mac(10)]]);
+        assert_eq!(queue.send_burst(3), 3);
+        for (slot, to, from) in [(0, 7, 8), (1, 9, 10), (2, 7, 8)] {
+            let mut sent = vec![0; HEADER_LEN + frame.bytes.len()];
+            memory.read(queue.slots.addr(slot), &mut sent);
+            let expected = [&frame.header[..], &mac(to), &mac(from), &frame.bytes[12..]].concat();
+            assert_eq!(sent, expected, "slot {slot}");
+        }
+    }
+}

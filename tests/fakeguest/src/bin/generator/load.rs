@@ -275,7 +275,7 @@ impl Generator {
         while now < end {
             let (due, at) = if rate > 0.0 {
                 let due = ((now - start) as f64 / period) as u64;
-                (due.saturating_sub(sent), start + (sent as f64 * period) as u64)
+                (due.saturating_sub(sent), start + ((sent + 1) as f64 * period) as u64)
             } else {
                 (SATURATION.saturating_sub(sent - received), now)
             };
