@@ -145,8 +145,8 @@ fn invented_addresses_push_nobody_out() {
         assert_eq!(table.lookup(fleet(1000 + n), 1), Some(1));
     }
     let found = contents(&table, 1);
-    assert_eq!(found.len(), 2048, "every place is used, none twice");
-    assert_eq!(table.port_len(2), 2048 - 400);
+    assert_eq!(found.len(), 2560, "every place is used, none twice");
+    assert_eq!(table.port_len(2), 2560 - 400);
     assert_eq!(refused, 0, "it always had an entry of its own to replace");
     // A newcomer finds no place now, and no live entry is evicted for it ...
     table.flush_port(1);
@@ -166,17 +166,17 @@ fn invented_addresses_push_nobody_out() {
 
 #[test]
 fn the_oldest_own_entry_makes_room() {
-    let table = table(8, 2); // two buckets: every address may stand in all 16 places
-    for n in 0..16 {
+    let table = table(4, 2); // two buckets: every address may stand in all 10 places
+    for n in 0..10 {
         assert_eq!(table.learn(fleet(n), u16::from(n == 3), 10 + n as u32), Learned::New);
     }
     table.learn(fleet(0), 0, 50);
-    assert_eq!(table.learn(fleet(16), 0, 50), Learned::New);
+    assert_eq!(table.learn(fleet(10), 0, 50), Learned::New);
     assert_eq!(table.lookup(fleet(1), 50), None, "the oldest of port 0");
-    assert_eq!(table.learn(fleet(17), 1, 50), Learned::New);
+    assert_eq!(table.learn(fleet(11), 1, 50), Learned::New);
     assert_eq!(table.lookup(fleet(3), 50), None, "the only one of port 1");
-    assert_eq!((table.port_len(0), table.port_len(1)), (15, 1));
-    assert_eq!(contents(&table, 50).len(), 16);
+    assert_eq!((table.port_len(0), table.port_len(1)), (9, 1));
+    assert_eq!(contents(&table, 50).len(), 10);
 }
 
 #[test]
