@@ -143,6 +143,7 @@ impl VhostPort {
         if ring.call_if_wanted() {
             counters.calls.add(1);
         }
+        ring.look_ahead();
     }
 
     #[inline]
@@ -161,7 +162,7 @@ fn deliver_all<'b, F: Format>(
     accepts: Offloads,
     counters: &Counters,
 ) {
-    receiver.prepare();
+    receiver.prepare(frames.size_hint().1.unwrap_or(BURST));
     // Counted here, and written once for all.
     let (mut count, mut bytes, mut copied) = (0, 0, 0);
     let mut frames = frames.peekable();

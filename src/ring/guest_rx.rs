@@ -15,7 +15,7 @@ use crate::wire::vnet::{Encoded, VnetHeader};
 use super::format::{DESC_F_WRITE, Desc, Format, Head};
 use super::packed::PackedRing;
 use super::split::SplitRing;
-use super::vring::{Live, LiveRing};
+use super::vring::{Live, LiveRing, with_live};
 use super::{MAX_CHAIN, Ring};
 
 /// Buffers that are looked at in advance.
@@ -114,6 +114,17 @@ impl Ring {
     }
 }
 
+impl Ring {
+    /// Looks at buffers for the next burst. That waits for what the guest wrote, so it comes after
+    /// a burst was published, where no frame waits with it.
+    #[inline]
+    pub fn look_ahead(&mut self) {
+        if let Some(live) = &mut self.live {
+            with_live!(live, live => live.look_ahead(LOOK_AHEAD));
+        }
+    }
+}
+
 impl AnyReceiver<'_> {
     /// Whether the guest has posted no buffer at all since the ring exists: its driver doesn't
     /// use this queue.
@@ -136,10 +147,11 @@ impl<'r, F: Format> Receiver<'r, F> {
         Self { live }
     }
 
-    /// Looks at the buffers for the next frames.
+    /// Makes sure that `frames` buffers were looked at, if the guest has posted them. Mostly
+    /// [`Ring::look_ahead`] has done it after the last burst.
     #[inline]
-    pub fn prepare(&mut self) {
-        self.live.look_ahead(LOOK_AHEAD);
+    pub fn prepare(&mut self, frames: usize) {
+        self.live.look_ahead(frames.min(LOOK_AHEAD));
     }
 
     /// Asks for the room of a frame of `len` bytes that will come soon: copying a long frame is
@@ -228,8 +240,7 @@ impl Ahead {
         if !desc.is_whole_chain(DESC_F_WRITE) || n != len {
             return false;
         }
-        prefetch::write(ptr.as_ptr());
-        prefetch::write(ptr.as_ptr().wrapping_add(64));
+        prefetch_start(ptr.as_ptr());
         self.descriptors = self.descriptors.saturating_sub(1);
         self.slots += head.slots;
         let first = Piece { ptr, len, guest_addr: desc.addr };
@@ -359,10 +370,10 @@ unsafe fn write_whole(piece: &Piece, vnet: Encoded, header: usize, head: &[u8], 
     // SAFETY: `head` is local and has its length, a tail yields ranges that are readable while it
     // is borrowed, and `end`, which is 10 at least, never passes `room`.
     unsafe {
-        at.cast::<u64>().write_unaligned(vnet.low.to_le());
         if header == VnetHeader::LEN {
-            at.add(8).cast::<u32>().write_unaligned(vnet.high.to_le());
+            write_header(at, vnet);
         } else {
+            at.cast::<u64>().write_unaligned(vnet.low.to_le());
             at.add(8).cast::<u16>().write_unaligned((vnet.high as u16).to_le());
         }
         copy_short(head.as_ptr(), at.add(header), head.len());
@@ -372,6 +383,39 @@ unsafe fn write_whole(piece: &Piece, vnet: Encoded, header: usize, head: &[u8], 
             end += n;
         }
     }
+}
+
+/// Writes a header where another one stands, mostly the same: then nothing is written, and a line
+/// that holds nothing else (see [`prefetch_start`]) stays in the cache of the guest's core.
+///
+/// # Safety
+///
+/// `at` is readable and writable for 12 bytes.
+#[inline]
+unsafe fn write_header(at: *mut u8, vnet: Encoded) {
+    let (low, high) = (at.cast::<u64>(), at.wrapping_add(8).cast::<u32>());
+    // SAFETY: the caller's promise. Whatever the guest does meanwhile, it gets the header that was
+    // written, or the equal one that it had.
+    unsafe {
+        if low.read_unaligned() != vnet.low.to_le() {
+            low.write_unaligned(vnet.low.to_le());
+        }
+        if high.read_unaligned() != vnet.high.to_le() {
+            high.write_unaligned(vnet.high.to_le());
+        }
+    }
+}
+
+/// Asks for the first lines of a buffer. DPDK puts the virtio-net header at the end of a line and
+/// the frame at the beginning of the next one; that first line is for reading.
+#[inline]
+fn prefetch_start(at: *const u8) {
+    if (at as usize + VnetHeader::LEN).is_multiple_of(prefetch::LINE) {
+        prefetch::read(at);
+    } else {
+        prefetch::write(at);
+    }
+    prefetch::write(at.wrapping_add(prefetch::LINE));
 }
 
 /// Writes bytes into consecutive pieces. There is room: `gather` counted it.

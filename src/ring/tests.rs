@@ -238,7 +238,7 @@ fn put(ring: &mut Ring, frame: &[u8]) -> Result<(), RxFault> {
 }
 
 fn deliver<F: Format>(mut receiver: Receiver<'_, F>, frame: &[u8]) -> Result<(), RxFault> {
-    receiver.prepare();
+    receiver.prepare(64);
     receiver.deliver(VnetHeader::default().encode(), frame.len() as u32, frame, Tail::EMPTY)
 }
 
@@ -584,7 +584,7 @@ fn a_packed_burst_is_shown_to_the_driver_by_its_first_descriptor() {
     let Some(AnyReceiver::Packed(mut receiver)) = ring.transmit() else {
         panic!("a packed ring that runs")
     };
-    receiver.prepare();
+    receiver.prepare(64);
     for _ in 0..200 {
         let head = [7; 60];
         receiver.deliver(VnetHeader::default().encode(), 60, &head, Tail::EMPTY).unwrap();

@@ -15,7 +15,7 @@ pub fn read<T>(address: *const T) {
 }
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub const LINE: usize = 64;
 
 /// [`write`] of all lines of `len` bytes from `address` on.
 #[inline(always)]

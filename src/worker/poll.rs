@@ -20,6 +20,9 @@ use super::{Mailbox, Order, Placement, Shared};
 
 /// How long a source may be quiet and stay hot while the worker is busy with others, ns.
 const COOL_NS: u64 = 200_000;
+/// The same in poll mode, where nobody wants the guest to kick after a short silence; but the rings
+/// of a guest that is idle for good are not to be polled for ever.
+const COOL_POLL_NS: u64 = 1_000_000_000;
 /// How often a busy worker looks at epoll for cold sources, ns.
 const LOOK_NS: u64 = 20_000;
 /// The longest a worker without work polls before it sleeps, ns.
@@ -201,10 +204,16 @@ impl Worker {
 
     /// Makes the hot sources cold that were quiet for long, if nothing came meanwhile.
     fn cool(&mut self, now: u64) {
-        let Self { hot, sources, .. } = self;
+        let Self { hot, sources, mode, .. } = self;
+        let limit = if *mode == PollMode::Poll { COOL_POLL_NS } else { COOL_NS };
         hot.retain(|index| {
             let source = &mut sources[*index as usize];
-            let stays = now.saturating_sub(source.last_work) < COOL_NS || set_kicks(source, true);
+            let mut stays = now.saturating_sub(source.last_work) < limit;
+            if !stays && set_kicks(source, true) {
+                // It isn't cold after all, and its guest is not to kick for each burst from now on.
+                set_kicks(source, false);
+                stays = true;
+            }
             source.hot = stays;
             stays
         });

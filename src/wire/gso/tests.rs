@@ -306,7 +306,7 @@ proptest! {
                 *byte = value;
             }
         }
-        let mut vnet = vnet.to_bytes();
+        let mut vnet = vnet.encode().to_bytes();
         if let Some((at, value)) = damaged_vnet {
             vnet[at] = value;
         }
