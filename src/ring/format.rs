@@ -92,24 +92,24 @@ pub trait Format {
     ///
     /// # Errors
     ///
-    /// [`BadRing`].
+    /// `BadRing`.
     fn has_available(&self) -> Result<bool, BadRing>;
 
     /// Looks at the available chains behind the first `ahead` slots: fills `heads` and `first`, as
-    /// far as there are chains, and returns how many. [`Desc::NONE`]: it is out of range.
+    /// far as there are chains, and returns how many. `Desc::NONE`: it is out of range.
     ///
     /// # Errors
     ///
-    /// [`BadRing`].
+    /// `BadRing`.
     fn take(&self, ahead: u16, heads: &mut [Head], first: &mut [Desc]) -> Result<usize, BadRing>;
 
     /// Walks a chain that was just taken and gives each buffer to `buffer`, which says false to a
     /// buffer that it can't take. All must be for the device to write, or all to read: `write` is
-    /// [`DESC_F_WRITE`] or 0.
+    /// `DESC_F_WRITE` or 0.
     ///
     /// # Errors
     ///
-    /// [`BadChain`]; some buffers may have been given before.
+    /// `BadChain`; some buffers may have been given before.
     fn walk(
         &self,
         mem: &RegionMap,
@@ -130,7 +130,7 @@ pub trait Format {
     fn undecided(&self) -> u16;
 
     /// Whether the driver wants to be called for what was published since the last call of this
-    /// function. The caller has executed a full fence since [`Self::publish`].
+    /// function. The caller has executed a full fence since `Self::publish`.
     fn needs_call(&mut self) -> bool;
 
     /// Whether the driver was asked to kick; None until one of both was said: the guest's memory

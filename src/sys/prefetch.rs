@@ -17,7 +17,7 @@ pub fn read<T>(address: *const T) {
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
 
-/// [`write`] of all lines of `len` bytes from `address` on.
+/// [`write()`] of all lines of `len` bytes from `address` on.
 #[inline(always)]
 pub fn write_all(address: *const u8, len: usize) {
     for offset in (0..len).step_by(LINE) {
