@@ -8,6 +8,7 @@
 use std::collections::{VecDeque, vec_deque};
 use std::ptr::NonNull;
 
+use crate::frame::BURST;
 use crate::mem::{DirtyLog, RegionMap, Tail, copy, copy_short};
 use crate::sys::prefetch;
 use crate::wire::vnet::{Encoded, VnetHeader};
@@ -18,8 +19,9 @@ use super::split::SplitRing;
 use super::vring::{Live, LiveRing, with_live};
 use super::{MAX_CHAIN, Ring};
 
-/// Buffers that are looked at in advance.
+/// Buffers that are looked at in advance. They are read into [`LiveRing`]'s lists.
 const LOOK_AHEAD: usize = 64;
+const _: () = assert!(LOOK_AHEAD <= BURST);
 /// The most buffers of one frame. Linux posts at least 1.5 KiB: 43 of them hold 64 KiB.
 const MAX_BUFFERS: usize = 256;
 /// Descriptors of receive buffers that are read for one burst. One more chain may come on top.
