@@ -9,6 +9,9 @@
 //! not completed begin there, and are counted in *slots*: entries of the ring. A chain takes one
 //! slot of a split ring's available ring, and as many of a packed ring as it has descriptors.
 
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
 use crate::mem::{DirtyLog, RegionMap};
 
 /// The descriptor continues: in `next` (split), in the next slot (packed).
@@ -63,6 +66,60 @@ impl Desc {
     #[inline]
     pub fn is_whole_chain(self, write: u16) -> bool {
         self.flags() & (DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE) == write
+    }
+}
+
+/// Reads the two words of a descriptor, once.
+///
+/// # Safety
+///
+/// `at` is readable for 16 bytes and 8-byte aligned.
+#[inline]
+pub(super) unsafe fn read_words(at: *const u8) -> (u64, u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let words = at.cast::<u64>();
+        (u64::from_le(words.read_volatile()), u64::from_le(words.add(1).read_volatile()))
+    }
+}
+
+/// The table of an indirect descriptor (sections 2.7.5.3 and 2.8.8), in guest memory.
+pub(super) struct Table<'m> {
+    base: NonNull<u8>,
+    count: usize,
+    memory: PhantomData<&'m RegionMap>,
+}
+
+impl<'m> Table<'m> {
+    /// Finds the table that `desc` points to: one descriptor or more, in one piece of memory.
+    #[inline]
+    pub fn locate(mem: &'m RegionMap, desc: Desc) -> Result<Self, BadChain> {
+        let count = desc.len() as usize / DESC_SIZE;
+        if count == 0 || !(desc.len() as usize).is_multiple_of(DESC_SIZE) {
+            return Err(BadChain);
+        }
+        let (base, piece) = mem.translate(desc.addr, desc.len(), &mut 0).ok_or(BadChain)?;
+        if piece != desc.len() || !(base.as_ptr() as usize).is_multiple_of(8) {
+            return Err(BadChain);
+        }
+        Ok(Self { base, count, memory: PhantomData })
+    }
+
+    /// How many descriptors it has.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Reads the two words of descriptor `index`.
+    #[inline]
+    pub fn words(&self, index: usize) -> Result<(u64, u64), BadChain> {
+        if index >= self.count {
+            return Err(BadChain);
+        }
+        // SAFETY: `locate` found `count` descriptors of memory that is borrowed for 'm, and checked
+        // their alignment.
+        Ok(unsafe { read_words(self.base.as_ptr().add(DESC_SIZE * index)) })
     }
 }
 

@@ -114,9 +114,7 @@ impl Ring {
             Live::Packed(live) => AnyReceiver::Packed(Receiver::new(live)),
         })
     }
-}
 
-impl Ring {
     /// Looks at buffers for the next burst. That waits for what the guest wrote, so it comes after
     /// a burst was published, where no frame waits with it.
     #[inline]
@@ -262,8 +260,7 @@ impl Ahead {
                 let Some((ptr, n)) = mem.translate(addr, left, &mut self.hint) else {
                     return false;
                 };
-                prefetch::write(ptr.as_ptr());
-                prefetch::write(ptr.as_ptr().wrapping_add(64));
+                prefetch_start(ptr.as_ptr());
                 let piece = Piece { ptr, len: n, guest_addr: addr };
                 if buffer.len == 0 {
                     buffer.first = piece;

@@ -27,6 +27,7 @@ use crate::mem::{DirtyLog, RegionMap};
 
 use super::format::{
     BadChain, BadRing, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Desc, Format, Head,
+    Table,
 };
 use super::vring::{RingAddress, RingError};
 use super::{MAX_CHAIN, feature};
@@ -407,25 +408,16 @@ impl Format for PackedRing {
 #[inline]
 fn walk_indirect(
     mem: &RegionMap,
-    table: Desc,
+    desc: Desc,
     write: u16,
     mut buffer: impl FnMut(Desc) -> bool,
 ) -> Result<(), BadChain> {
-    let count = table.len() as usize / DESC_SIZE;
-    if count == 0 || count > MAX_CHAIN || !(table.len() as usize).is_multiple_of(DESC_SIZE) {
+    let table = Table::locate(mem, desc)?;
+    if table.count() > MAX_CHAIN {
         return Err(BadChain);
     }
-    let (base, piece) = mem.translate(table.addr, table.len(), &mut 0).ok_or(BadChain)?;
-    if piece != table.len() || !(base.as_ptr() as usize).is_multiple_of(8) {
-        return Err(BadChain);
-    }
-    for index in 0..count {
-        // SAFETY: `translate` found `count` descriptors of guest memory, and their alignment was
-        // checked.
-        let (addr, rest) = unsafe {
-            let words = base.as_ptr().add(DESC_SIZE * index).cast::<u64>();
-            (u64::from_le(words.read_volatile()), u64::from_le(words.add(1).read_volatile()))
-        };
+    for index in 0..table.count() {
+        let (addr, rest) = table.words(index)?;
         let flags = (rest >> 48) as u16 & write;
         if flags != write || !buffer(Desc::new(addr, rest & u64::from(u32::MAX))) {
             return Err(BadChain);

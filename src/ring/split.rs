@@ -13,6 +13,7 @@ use crate::sys::prefetch;
 
 use super::format::{
     BadChain, BadRing, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Desc, Format, Head,
+    Table, read_words,
 };
 use super::vring::{RingAddress, RingError};
 use super::{MAX_CHAIN, feature};
@@ -130,7 +131,9 @@ impl SplitRing {
             return Desc::NONE;
         }
         // SAFETY: index < size, the table was located and is 16-byte aligned.
-        unsafe { read_desc(self.desc.as_ptr().add(DESC_SIZE * usize::from(index))) }
+        let (addr, rest) =
+            unsafe { read_words(self.desc.as_ptr().add(DESC_SIZE * usize::from(index))) };
+        Desc::new(addr, rest)
     }
 
     /// Marks the used entries that were just published, and the index.
@@ -288,42 +291,19 @@ impl Format for SplitRing {
     }
 }
 
-/// Reads a descriptor once.
-///
-/// # Safety
-///
-/// `at` is readable for 16 bytes and 8-byte aligned.
-#[inline]
-unsafe fn read_desc(at: *const u8) -> Desc {
-    // SAFETY: the caller's promise.
-    let (addr, rest) = unsafe {
-        let words = at.cast::<u64>();
-        (u64::from_le(words.read_volatile()), u64::from_le(words.add(1).read_volatile()))
-    };
-    Desc::new(addr, rest)
-}
-
 /// Walks the table of an indirect descriptor (section 2.7.5.3).
 #[inline]
 fn walk_indirect(
     mem: &RegionMap,
-    table: Desc,
+    desc: Desc,
     write: u16,
     mut buffer: impl FnMut(Desc) -> bool,
 ) -> Result<(), BadChain> {
-    let count = table.len() as usize / DESC_SIZE;
-    if count == 0 || !(table.len() as usize).is_multiple_of(DESC_SIZE) {
-        return Err(BadChain);
-    }
-    let (base, piece) = mem.translate(table.addr, table.len(), &mut 0).ok_or(BadChain)?;
-    if piece != table.len() || !(base.as_ptr() as usize).is_multiple_of(8) {
-        return Err(BadChain);
-    }
+    let table = Table::locate(mem, desc)?;
     let mut index = 0;
-    for _ in 0..count.min(MAX_CHAIN) {
-        // SAFETY: index < count, `translate` found `count` descriptors of guest memory, and their
-        // alignment was checked.
-        let desc = unsafe { read_desc(base.as_ptr().add(DESC_SIZE * index)) };
+    for _ in 0..table.count().min(MAX_CHAIN) {
+        let (addr, rest) = table.words(index)?;
+        let desc = Desc::new(addr, rest);
         if desc.flags() & (DESC_F_INDIRECT | DESC_F_WRITE) != write || !buffer(desc) {
             return Err(BadChain);
         }
@@ -331,9 +311,6 @@ fn walk_indirect(
             return Ok(());
         }
         index = usize::from(desc.next());
-        if index >= count {
-            return Err(BadChain);
-        }
     }
     Err(BadChain)
 }
