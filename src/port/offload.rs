@@ -5,7 +5,7 @@
 //! locally, what the fetched head holds of its payload, and a slice of the frame's tail. So
 //! segmentation copies the payload once, too.
 
-use crate::frame::{Frame, HEAD_LEN};
+use crate::frame::{DropReason, Frame, HEAD_LEN};
 use crate::mem::{Segments, Tail};
 use crate::wire::checksum::Sum;
 use crate::wire::gso::{MAX_HEADERS, Plan};
@@ -15,7 +15,7 @@ use crate::wire::vnet::{self, VnetHeader};
 use super::Counters;
 
 /// A frame that leaves as other frames.
-pub(super) struct Outgoing<'s> {
+struct Outgoing<'s> {
     plan: Plan,
     frame: &'s Frame,
     tail: Tail<'s>,
@@ -23,21 +23,41 @@ pub(super) struct Outgoing<'s> {
 }
 
 /// The local bytes of an output: its headers, and payload that was fetched with the head.
-pub(super) struct Local {
+struct Local {
     bytes: [u8; MAX_HEADERS + HEAD_LEN],
     len: usize,
 }
 
 impl Local {
-    pub fn as_slice(&self) -> &[u8] {
+    fn as_slice(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
     }
+}
+
+/// Sends a frame as the frames that a receiver with the offloads `accepts` takes: `send` gets
+/// virtio-net header, local bytes, the rest of the payload and the length of each. It ends with the
+/// first one that `send` refuses: the rest is lost as on any wire.
+#[cold]
+pub(super) fn convert(
+    frame: &Frame,
+    segments: &Segments<'_>,
+    accepts: Offloads,
+    counters: &Counters,
+    mut send: impl FnMut(VnetHeader, &[u8], Tail<'_>, u32) -> Result<(), DropReason>,
+) -> Result<(), DropReason> {
+    let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
+    outgoing.count_conversion(counters);
+    for index in 0..outgoing.count() {
+        let (vnet, headers, payload, len) = outgoing.frame(index);
+        send(vnet, headers.as_slice(), payload, len)?;
+    }
+    Ok(())
 }
 
 impl<'s> Outgoing<'s> {
     /// Plans the conversion of `frame` for a receiver with the offloads `accepts`. None when its
     /// headers can't be understood.
-    pub fn new(frame: &'s Frame, segments: &'s Segments<'_>, accepts: Offloads) -> Option<Self> {
+    fn new(frame: &'s Frame, segments: &'s Segments<'_>, accepts: Offloads) -> Option<Self> {
         let tail = segments.tail(frame.tail.clone());
         let mut head = [0u8; MAX_HEADERS];
         let fetched = frame.head().len();
@@ -55,11 +75,11 @@ impl<'s> Outgoing<'s> {
     }
 
     /// How many frames it becomes.
-    pub fn count(&self) -> u32 {
+    fn count(&self) -> u32 {
         self.plan.count()
     }
 
-    pub fn count_conversion(&self, counters: &Counters) {
+    fn count_conversion(&self, counters: &Counters) {
         if self.segmented {
             counters.segmented_frames.add(1);
             counters.segments.add(u64::from(self.count()));
@@ -70,7 +90,7 @@ impl<'s> Outgoing<'s> {
 
     /// Frame `index`: virtio-net header, local bytes, the rest of the payload, and the length of
     /// all of it.
-    pub fn frame(&self, index: u32) -> (VnetHeader, Local, Tail<'s>, u32) {
+    fn frame(&self, index: u32) -> (VnetHeader, Local, Tail<'s>, u32) {
         let range = self.plan.payload(index);
         let (start, end) = (range.start as usize, range.end as usize);
         let head = self.frame.head();

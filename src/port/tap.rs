@@ -10,7 +10,7 @@ use crate::sys::tap::{READ_BUFFER_LEN, Tap};
 use crate::wire::offload::{self, Offloads};
 use crate::wire::vnet::VnetHeader;
 
-use super::offload::Outgoing;
+use super::offload::convert;
 use super::{Counters, Egress};
 
 /// Room for the longest frame with its header.
@@ -117,28 +117,13 @@ impl TapPort {
                     let tail = burst.segments.tail(frame.tail.clone());
                     write(queue, vnet, frame.head(), tail)
                 }
-                None => convert(queue, frame, burst.segments, accepts, counters),
+                None => convert(frame, burst.segments, accepts, counters, |vnet, head, tail, _| {
+                    write(queue, vnet, head, tail)
+                }),
             };
             counters.count_egress(frame, done);
         }
     }
-}
-
-#[cold]
-fn convert(
-    queue: BorrowedFd<'_>,
-    frame: &Frame,
-    segments: &Segments<'_>,
-    accepts: Offloads,
-    counters: &Counters,
-) -> Result<(), DropReason> {
-    let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
-    outgoing.count_conversion(counters);
-    for index in 0..outgoing.count() {
-        let (vnet, headers, payload, _) = outgoing.frame(index);
-        write(queue, vnet, headers.as_slice(), payload)?;
-    }
-    Ok(())
 }
 
 fn write(

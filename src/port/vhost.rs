@@ -12,7 +12,7 @@ use crate::ring::{AnyReceiver, Format, LinkState, Queues, Receiver, Ring, RxFaul
 use crate::wire::flow::flow_hash;
 use crate::wire::offload::{self, Offloads};
 
-use super::offload::Outgoing;
+use super::offload::convert;
 use super::steer::FlowQueues;
 use super::{Counters, Egress};
 
@@ -178,7 +178,16 @@ fn deliver_all<'b, F: Format>(
                     .map(|()| copied += u64::from(frame.len))
                     .map_err(reason)
             }
-            None => convert_frame(&mut receiver, frame, segments, accepts, counters),
+            None => {
+                let mut sent = 0;
+                let done = convert(frame, segments, accepts, counters, |vnet, head, tail, len| {
+                    receiver.deliver(vnet.encode(), len, head, tail).map_err(reason)?;
+                    sent += u64::from(len);
+                    Ok(())
+                });
+                copied += sent;
+                done
+            }
         };
         match done {
             Ok(()) => {
@@ -191,26 +200,6 @@ fn deliver_all<'b, F: Format>(
     counters.egress_frames.add(count);
     counters.egress_bytes.add(bytes);
     counters.copied_bytes.add(copied);
-}
-
-/// Delivers a frame as the frames that its receiver accepts. It counts as delivered when all of
-/// them were; when the buffers run out in the middle, the rest is lost as on any wire.
-#[cold]
-fn convert_frame<F: Format>(
-    receiver: &mut Receiver<'_, F>,
-    frame: &Frame,
-    segments: &Segments<'_>,
-    accepts: Offloads,
-    counters: &Counters,
-) -> Result<(), DropReason> {
-    let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
-    outgoing.count_conversion(counters);
-    for index in 0..outgoing.count() {
-        let (vnet, headers, payload, len) = outgoing.frame(index);
-        receiver.deliver(vnet.encode(), len, headers.as_slice(), payload).map_err(reason)?;
-        counters.copied_bytes.add(u64::from(len));
-    }
-    Ok(())
 }
 
 fn reason(fault: RxFault) -> DropReason {
