@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::wire::vnet::VnetHeader;
+use crate::wire::vnet::Encoded;
 
 /// Bytes of a frame that are fetched once, looked at, and written out from the copy. They hold
 /// Ethernet, two VLAN tags, and IPv4 or IPv6 and TCP with options.
@@ -91,13 +91,14 @@ pub enum Verdict {
 
 /// A frame, borrowed from where it came from: the head is a copy, the rest stays in place.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub struct Frame {
     /// The first `min(len, HEAD_LEN)` bytes. Bytes behind them are left over from other frames.
     head: [u8; HEAD_LEN],
+    /// The virtio-net header, checked against the frame and the sender's features.
+    pub vnet: Encoded,
     /// Length without the virtio-net header, bytes.
     pub len: u32,
-    /// The virtio-net header, checked against the frame and the sender's features.
-    pub vnet: VnetHeader,
     /// The segments that hold what follows the head.
     pub tail: Range<u32>,
     /// What was decided.
@@ -108,8 +109,8 @@ impl Default for Frame {
     fn default() -> Self {
         Self {
             head: [0; HEAD_LEN],
+            vnet: Encoded::PLAIN,
             len: 0,
-            vnet: VnetHeader::default(),
             tail: 0..0,
             verdict: Verdict::Drop(DropReason::BadChain),
         }
@@ -124,12 +125,24 @@ impl Frame {
         self.head.get(..len).unwrap_or_default()
     }
 
+    /// The two addresses as they stand in the frame, in numbers that say nothing but whether they
+    /// are the same as another frame's. None for what is too short to be a frame.
+    #[inline]
+    pub fn addresses(&self) -> Option<(u64, u32)> {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = *self.head.first_chunk()?;
+        let words = (
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+        );
+        (self.len >= MIN_FRAME).then_some(words)
+    }
+
     /// Makes it a frame that is all head, without offloads. Bytes behind [`HEAD_LEN`] are cut.
     pub fn set_whole(&mut self, bytes: &[u8]) {
         let len = bytes.len().min(HEAD_LEN);
         self.head.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         self.len = len as u32;
-        self.vnet = VnetHeader::default();
+        self.vnet = Encoded::PLAIN;
         self.tail = 0..0;
     }
 

@@ -16,48 +16,63 @@ pub unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
 }
 
 /// Copies `len` bytes like [`copy`], without a call: for the few bytes of headers, where a call
-/// costs more than the bytes. Best up to 128.
+/// costs more than the bytes. Up to 128; longer ones make the call.
 ///
 /// # Safety
 ///
 /// `src` must be readable and `dst` writable for `len` bytes, and they must not overlap.
 #[inline(always)]
 pub unsafe fn copy_short(src: *const u8, dst: *mut u8, len: usize) {
-    /// Two words overlapping in the middle hold any length from one word to two.
+    /// Two words, overlapping in the middle, hold any length from one word to two.
     ///
     /// # Safety
     ///
     /// As above, with `size_of::<T>() <= len <= 2 * size_of::<T>()`.
     #[inline(always)]
     unsafe fn ends<T: Copy>(src: *const u8, dst: *mut u8, len: usize) {
-        let last = len - size_of::<T>();
         // SAFETY: the caller's promise.
         unsafe {
-            let (a, b) =
-                (src.cast::<T>().read_unaligned(), src.add(last).cast::<T>().read_unaligned());
-            dst.cast::<T>().write_unaligned(a);
-            dst.add(last).cast::<T>().write_unaligned(b);
+            block::<T>(src, dst, 0);
+            block::<T>(src, dst, len - size_of::<T>());
         }
     }
+
+    /// # Safety
+    ///
+    /// As above, with `at + size_of::<T>() <= len`.
+    #[inline(always)]
+    unsafe fn block<T: Copy>(src: *const u8, dst: *mut u8, at: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let word = src.add(at).cast::<T>().read_unaligned();
+            dst.add(at).cast::<T>().write_unaligned(word);
+        }
+    }
+
+    /// The vector register that each CPU has.
+    type Wide = [u64; 2];
+
     // SAFETY: each access lies within the first `len` bytes.
     unsafe {
         match len {
-            0 => {}
-            1 => dst.write(src.read()),
-            2..4 => ends::<u16>(src, dst, len),
-            4..8 => ends::<u32>(src, dst, len),
-            8..16 => ends::<u64>(src, dst, len),
-            _ => {
-                let last = len - 16;
-                let end = src.add(last).cast::<[u64; 2]>().read_unaligned();
-                let mut at = 0;
-                while at < last {
-                    let block = src.add(at).cast::<[u64; 2]>().read_unaligned();
-                    dst.add(at).cast::<[u64; 2]>().write_unaligned(block);
-                    at += 16;
+            // Most frames, and their heads.
+            64..=128 => {
+                (0..64).step_by(16).for_each(|at| block::<Wide>(src, dst, at));
+                if len > 64 {
+                    (0..64).step_by(16).for_each(|at| block::<Wide>(src, dst, len - 64 + at));
                 }
-                dst.add(last).cast::<[u64; 2]>().write_unaligned(end);
             }
+            32..64 => {
+                ends::<Wide>(src, dst, 32);
+                ends::<Wide>(src.add(len - 32), dst.add(len - 32), 32);
+            }
+            16..32 => ends::<Wide>(src, dst, len),
+            8..16 => ends::<u64>(src, dst, len),
+            4..8 => ends::<u32>(src, dst, len),
+            2..4 => ends::<u16>(src, dst, len),
+            1 => dst.write(src.read()),
+            0 => {}
+            _ => copy(src, dst, len),
         }
     }
 }

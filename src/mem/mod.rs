@@ -15,5 +15,6 @@ mod segment;
 
 pub use copy::{copy, copy_short};
 pub use dirty::DirtyLog;
+pub(crate) use region::Window;
 pub use region::{MAX_REGIONS, MapError, RegionMap, RegionSpec};
 pub use segment::{MAX_FRAME_SEGMENTS, Segment, SegmentPool, Segments, Tail, write_frame};

@@ -86,6 +86,38 @@ pub struct RegionMap {
     regions: Vec<Region>,
 }
 
+/// One region, remembered by whoever translates many addresses. Means nothing without the map that
+/// it came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    guest_addr: u64,
+    size: u64,
+    host: NonNull<u8>,
+}
+
+impl Default for Window {
+    /// No region.
+    fn default() -> Self {
+        Self { guest_addr: 0, size: 0, host: NonNull::dangling() }
+    }
+}
+
+impl Window {
+    /// The host address of `addr..addr + len`, if it isn't empty and all of it lies here.
+    #[inline]
+    pub(crate) fn whole(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
+        // Below the window it wraps to more than `size`: `guest_addr + size` doesn't overflow.
+        let offset = addr.wrapping_sub(self.guest_addr);
+        let left = self.size.checked_sub(offset)?;
+        // An empty range wraps to more than anything.
+        if u64::from(len).wrapping_sub(1) >= left {
+            return None;
+        }
+        // SAFETY: offset < size, and the mapping holds `size` bytes behind `host`.
+        Some(unsafe { self.host.add(offset as usize) })
+    }
+}
+
 impl RegionMap {
     /// Maps a guest's regions.
     ///
@@ -172,29 +204,23 @@ impl RegionMap {
         Ok(())
     }
 
-    /// Translates guest address `addr`: the host address, and how many bytes of the `len` asked
-    /// for lie behind it in the same region (at least 1). `hint` remembers the last region.
-    #[inline]
+    /// The host address of guest address `addr`, and how many of the `len` bytes from there on lie
+    /// in the same region. `window` is the region of the last call, which is tried first.
     pub(crate) fn translate(
         &self,
         addr: u64,
         len: u32,
-        hint: &mut usize,
+        window: &mut Window,
     ) -> Option<(NonNull<u8>, u32)> {
-        let at = |index: usize| {
-            let r = self.regions.get(index)?;
-            let offset = addr.checked_sub(r.guest_addr)?;
-            let left = r.size.checked_sub(offset).filter(|left| *left > 0)?;
-            // SAFETY: offset < size, and the mapping holds `size` bytes behind `host`.
-            let host = unsafe { r.host.add(offset as usize) };
-            Some((host, u64::from(len).min(left) as u32))
-        };
-        if let Some(found) = at(*hint) {
-            return Some(found);
+        if let Some(host) = window.whole(addr, len) {
+            return Some((host, len));
         }
         let index = self.regions.partition_point(|r| r.guest_addr <= addr).checked_sub(1)?;
-        *hint = index;
-        at(index)
+        let r = self.regions.get(index)?;
+        *window = Window { guest_addr: r.guest_addr, size: r.size, host: r.host };
+        let left = r.size.checked_sub(addr.checked_sub(r.guest_addr)?)?;
+        let piece = u64::from(len).min(left) as u32;
+        Some((window.whole(addr, piece)?, piece))
     }
 
     /// Translates `len` bytes at frontend address `addr`, which must lie in one region and be
@@ -290,13 +316,12 @@ mod tests {
             spec(0x1000, 0x1000, 0x1000, &f),
         ])
         .unwrap();
-        let mut hint = 0;
-        assert_eq!(map.translate(0xff0, 0x20, &mut hint).unwrap().1, 0x10);
-        assert_eq!(map.translate(0x1000, 0x20, &mut hint).unwrap().1, 0x20);
-        assert_eq!(hint, 1);
-        assert!(map.translate(0x3000, 1, &mut hint).is_none());
-        assert!(map.translate(u64::MAX, 1, &mut hint).is_none());
-        assert_eq!(map.translate(0x2fff, u32::MAX, &mut hint).unwrap().1, 1);
+        let mut window = Window::default();
+        assert_eq!(map.translate(0xff0, 0x20, &mut window).unwrap().1, 0x10);
+        assert_eq!(map.translate(0x1000, 0x20, &mut window).unwrap().1, 0x20);
+        assert!(map.translate(0x3000, 1, &mut window).is_none());
+        assert!(map.translate(u64::MAX, 1, &mut window).is_none());
+        assert_eq!(map.translate(0x2fff, u32::MAX, &mut window).unwrap().1, 1);
     }
 
     #[test]
@@ -343,7 +368,7 @@ mod tests {
         let f = file(0x3000);
         f.write_all_at(b"here", 0x1234).unwrap();
         let map = RegionMap::map(vec![spec(0, 0x100, 0x1234, &f)]).unwrap();
-        let (host, len) = map.translate(0, 4, &mut 0).unwrap();
+        let (host, len) = map.translate(0, 4, &mut Window::default()).unwrap();
         assert_eq!(len, 4);
         let mut out = [0u8; 4];
         // SAFETY: translate returned 4 readable bytes.

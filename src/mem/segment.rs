@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 
 use crate::sys::prefetch;
 
-use super::{RegionMap, copy, copy_short};
+use super::{RegionMap, Window, copy, copy_short};
 
 /// The most segments of one frame. Linux sends at most 19, QEMU accepts chains of 1024.
 pub const MAX_FRAME_SEGMENTS: usize = 1000;
@@ -41,28 +41,60 @@ impl Segment {
     pub(crate) fn len(&self) -> usize {
         self.len as usize
     }
+
+    /// Removes the first bytes, as many as `out` has, and copies them there: they are fetched
+    /// once. For headers: short ones. Returns false, with nothing done, if there are fewer.
+    #[inline]
+    #[must_use]
+    pub fn take(&mut self, out: &mut [u8]) -> bool {
+        let from = self.advance(out.len());
+        if let Some(from) = from {
+            // SAFETY: `advance` found that many bytes, readable while the `Segments` live.
+            unsafe { copy_short(from, out.as_mut_ptr(), out.len()) };
+        }
+        from.is_some()
+    }
+
+    /// [`Self::take`] of a length that the compiler knows.
+    #[inline]
+    pub fn take_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let from = self.advance(N)?;
+        // SAFETY: as above. An array of bytes has any alignment.
+        Some(unsafe { from.cast::<[u8; N]>().read_unaligned() })
+    }
+
+    /// Removes the first `n` bytes, if there are so many, and returns where they are.
+    #[inline]
+    fn advance(&mut self, n: usize) -> Option<*const u8> {
+        let left = (self.len as usize).checked_sub(n)?;
+        let from = self.ptr;
+        // SAFETY: the segment has at least `n` bytes.
+        self.ptr = unsafe { from.add(n) };
+        self.len = left as u32;
+        Some(from.as_ptr())
+    }
 }
 
 /// Room for the segments of one burst, allocated once.
 #[derive(Debug)]
 pub struct SegmentPool {
-    list: Vec<Segment>,
+    list: Box<[Segment]>,
 }
 
-// SAFETY: between bursts the list is meaningless: each use begins by clearing it.
+// SAFETY: between bursts the list is meaningless: each use begins with none of it in use.
 unsafe impl Send for SegmentPool {}
 
 impl Default for SegmentPool {
     fn default() -> Self {
-        Self { list: Vec::with_capacity(POOL_SEGMENTS) }
+        let none = Segment { ptr: NonNull::dangling(), len: 0 };
+        Self { list: vec![none; POOL_SEGMENTS].into_boxed_slice() }
     }
 }
 
 impl SegmentPool {
     /// An empty list of segments in guest memory.
     pub fn guest<'m>(&'m mut self, map: &'m RegionMap) -> Segments<'m> {
-        self.list.clear();
-        Segments { list: &mut self.list, map: Some(map), hint: 0, memory: PhantomData }
+        self.segments(Some(map))
     }
 
     /// A list of segments in a local buffer: one for each of `frames`, in order.
@@ -72,21 +104,30 @@ impl SegmentPool {
         buffer: &'m [u8],
         frames: impl Iterator<Item = Range<usize>>,
     ) -> Segments<'m> {
-        self.list.clear();
-        for range in frames.take(POOL_SEGMENTS) {
+        let mut segments = self.segments(None);
+        for (slot, range) in segments.list.iter_mut().zip(frames) {
             let bytes = buffer.get(range).unwrap_or_default();
-            self.list.push(Segment { ptr: NonNull::from(bytes).cast(), len: bytes.len() as u32 });
+            *slot = Segment { ptr: NonNull::from(bytes).cast(), len: bytes.len() as u32 };
+            segments.end += 1;
         }
-        Segments { list: &mut self.list, map: None, hint: 0, memory: PhantomData }
+        segments
+    }
+
+    fn segments<'m>(&'m mut self, map: Option<&'m RegionMap>) -> Segments<'m> {
+        let window = Window::default();
+        Segments { list: &mut self.list, end: 0, map, window, memory: PhantomData }
     }
 }
 
 /// The segments of one burst. Each lies in the memory that is borrowed for `'m`.
 #[derive(Debug)]
 pub struct Segments<'m> {
-    list: &'m mut Vec<Segment>,
+    list: &'m mut [Segment],
+    /// How many of the list are in use.
+    end: usize,
     map: Option<&'m RegionMap>,
-    hint: usize,
+    /// Where the last ones were found in the map.
+    window: Window,
     memory: PhantomData<&'m [u8]>,
 }
 
@@ -94,18 +135,18 @@ impl Segments<'_> {
     /// How many segments there are: the index of the next one.
     #[inline]
     pub fn end(&self) -> u32 {
-        self.list.len() as u32
+        self.end as u32
     }
 
     /// Whether another frame of [`MAX_FRAME_SEGMENTS`] fits.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.list.len() + MAX_FRAME_SEGMENTS <= self.list.capacity()
+        self.end + MAX_FRAME_SEGMENTS <= self.list.len()
     }
 
     /// Forgets the segments from index `end` on.
     pub fn truncate(&mut self, end: u32) {
-        self.list.truncate(end as usize);
+        self.end = self.end.min(end as usize);
     }
 
     /// Appends guest memory `addr..addr + len`; several segments if it crosses regions. The first
@@ -115,18 +156,35 @@ impl Segments<'_> {
     /// is full.
     #[inline]
     #[must_use]
-    pub fn push(&mut self, mut addr: u64, mut len: u32) -> bool {
+    pub fn push(&mut self, addr: u64, len: u32) -> bool {
+        match self.window.whole(addr, len) {
+            Some(ptr) => self.append(ptr, len),
+            None => self.push_pieces(addr, len),
+        }
+    }
+
+    #[inline]
+    fn append(&mut self, ptr: NonNull<u8>, len: u32) -> bool {
+        let Some(slot) = self.list.get_mut(self.end) else {
+            return false;
+        };
+        prefetch::read(ptr.as_ptr());
+        prefetch::read(ptr.as_ptr().wrapping_add(prefetch::LINE));
+        *slot = Segment { ptr, len };
+        self.end += 1;
+        true
+    }
+
+    #[inline(never)]
+    fn push_pieces(&mut self, mut addr: u64, mut len: u32) -> bool {
         let Some(map) = self.map else { return false };
         while len > 0 {
-            let Some((ptr, piece)) = map.translate(addr, len, &mut self.hint) else {
+            let Some((ptr, piece)) = map.translate(addr, len, &mut self.window) else {
                 return false;
             };
-            if self.list.len() == self.list.capacity() {
+            if !self.append(ptr, piece) {
                 return false;
             }
-            prefetch::read(ptr.as_ptr());
-            prefetch::read(ptr.as_ptr().wrapping_add(64));
-            self.list.push(Segment { ptr, len: piece });
             len -= piece;
             if len > 0 {
                 let Some(next) = addr.checked_add(u64::from(piece)) else {
@@ -151,14 +209,23 @@ impl Segments<'_> {
         out.len()
     }
 
-    /// [`Self::take`] of a length that the compiler knows.
+    /// The segment of a range that has only one. Shortening it is up to the caller.
     #[inline]
-    pub fn take_array<const N: usize>(&mut self, range: &mut Range<u32>, out: &mut [u8; N]) {
-        match self.advance(range, N) {
-            // SAFETY: as above. An array of bytes has any alignment.
-            Some(from) => *out = unsafe { from.cast::<[u8; N]>().read_unaligned() },
-            None => _ = self.take_pieces(range, out),
+    pub fn only(&mut self, range: &Range<u32>) -> Option<&mut Segment> {
+        if range.start.wrapping_add(1) != range.end {
+            return None;
         }
+        self.used_mut().get_mut(range.start as usize)
+    }
+
+    #[inline]
+    fn used(&self) -> &[Segment] {
+        self.list.get(..self.end).unwrap_or_default()
+    }
+
+    #[inline]
+    fn used_mut(&mut self) -> &mut [Segment] {
+        self.list.get_mut(..self.end).unwrap_or_default()
     }
 
     /// Removes the first `n` bytes of `range`, if its first segment holds them, and returns where
@@ -168,21 +235,17 @@ impl Segments<'_> {
         if range.start >= range.end {
             return None;
         }
-        let segment = self.list.get_mut(range.start as usize)?;
-        let left = (segment.len as usize).checked_sub(n)?;
-        let from = segment.ptr;
-        // SAFETY: the segment has at least `n` bytes.
-        segment.ptr = unsafe { from.add(n) };
-        segment.len = left as u32;
-        range.start += u32::from(left == 0);
-        Some(from.as_ptr())
+        let segment = self.used_mut().get_mut(range.start as usize)?;
+        let from = segment.advance(n)?;
+        range.start += u32::from(segment.len == 0);
+        Some(from)
     }
 
     #[inline(never)]
     fn take_pieces(&mut self, range: &mut Range<u32>, out: &mut [u8]) -> usize {
         let mut done = 0;
         while let Some(room) = out.get_mut(done..).filter(|room| !room.is_empty())
-            && let Some(segment) = self.list.get(range.start as usize)
+            && let Some(segment) = self.used().get(range.start as usize)
             && range.start < range.end
         {
             let n = room.len().min(segment.len as usize);
@@ -199,14 +262,18 @@ impl Segments<'_> {
     /// How many bytes the segments in `range` hold.
     #[inline]
     pub fn bytes(&self, range: Range<u32>) -> u64 {
-        let list = self.list.get(range.start as usize..range.end as usize).unwrap_or_default();
+        let list = self.used().get(range.start as usize..range.end as usize).unwrap_or_default();
         list.iter().map(|segment| u64::from(segment.len)).sum()
     }
 
     /// The bytes of the segments in `range`.
     #[inline]
     pub fn tail(&self, range: Range<u32>) -> Tail<'_> {
-        let list = self.list.get(range.start as usize..range.end as usize).unwrap_or_default();
+        if range.is_empty() {
+            // Short frames are all head.
+            return Tail::EMPTY;
+        }
+        let list = self.used().get(range.start as usize..range.end as usize).unwrap_or_default();
         Tail { list, skip: 0, limit: usize::MAX }
     }
 }

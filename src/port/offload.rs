@@ -9,8 +9,8 @@ use crate::frame::{DropReason, Frame, HEAD_LEN};
 use crate::mem::{Segments, Tail};
 use crate::wire::checksum::Sum;
 use crate::wire::gso::{MAX_HEADERS, Plan};
-use crate::wire::offload::Offloads;
-use crate::wire::vnet::{self, VnetHeader};
+use crate::wire::offload::{self, Offloads};
+use crate::wire::vnet::{self, Encoded};
 
 use super::Counters;
 
@@ -34,6 +34,16 @@ impl Local {
     }
 }
 
+/// The header with which a receiver with the offloads `accepts` takes a frame as it is, or None when
+/// the frame must be converted.
+#[inline]
+pub(super) fn passes(vnet: Encoded, accepts: Offloads) -> Option<Encoded> {
+    if vnet.is_plain() {
+        return Some(vnet);
+    }
+    offload::for_receiver(&vnet.decode(), accepts).map(|vnet| vnet.encode())
+}
+
 /// Sends a frame as the frames that a receiver with the offloads `accepts` takes: `send` gets
 /// virtio-net header, local bytes, the rest of the payload and the length of each. It ends with the
 /// first one that `send` refuses: the rest is lost as on any wire.
@@ -43,7 +53,7 @@ pub(super) fn convert(
     segments: &Segments<'_>,
     accepts: Offloads,
     counters: &Counters,
-    mut send: impl FnMut(VnetHeader, &[u8], Tail<'_>, u32) -> Result<(), DropReason>,
+    mut send: impl FnMut(Encoded, &[u8], Tail<'_>, u32) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
     let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
     outgoing.count_conversion(counters);
@@ -69,8 +79,9 @@ impl<'s> Outgoing<'s> {
                 end += bytes.len();
             }
         });
-        let plan = Plan::new(head.get(..end)?, &frame.vnet, frame.len, accepts).ok()?;
-        let segmented = frame.vnet.gso_type != vnet::GSO_NONE;
+        let header = frame.vnet.decode();
+        let plan = Plan::new(head.get(..end)?, &header, frame.len, accepts).ok()?;
+        let segmented = header.gso_type != vnet::GSO_NONE;
         Some(Self { plan, frame, tail, segmented })
     }
 
@@ -90,7 +101,7 @@ impl<'s> Outgoing<'s> {
 
     /// Frame `index`: virtio-net header, local bytes, the rest of the payload, and the length of
     /// all of it.
-    fn frame(&self, index: u32) -> (VnetHeader, Local, Tail<'s>, u32) {
+    fn frame(&self, index: u32) -> (Encoded, Local, Tail<'s>, u32) {
         let range = self.plan.payload(index);
         let (start, end) = (range.start as usize, range.end as usize);
         let head = self.frame.head();
@@ -113,6 +124,6 @@ impl<'s> Outgoing<'s> {
             local.len = header_len + fetched.len();
         }
         let len = (header_len + (end - start)) as u32;
-        (vnet, local, tail, len)
+        (vnet.encode(), local, tail, len)
     }
 }

@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::frame::{BURST, DropReason, Frame, HEAD_LEN, MAX_FRAME, MIN_FRAME};
 use crate::mem::{SegmentPool, Segments, Tail, write_frame};
 use crate::sys::tap::{READ_BUFFER_LEN, Tap};
-use crate::wire::offload::{self, Offloads};
-use crate::wire::vnet::VnetHeader;
+use crate::wire::offload::Offloads;
+use crate::wire::vnet::{Encoded, VnetHeader};
 
-use super::offload::convert;
+use super::offload::{convert, passes};
 use super::{Counters, Egress};
 
 /// Room for the longest frame with its header.
@@ -112,7 +112,7 @@ impl TapPort {
         let Some(queue) = self.queue_fd(queue) else { return };
         let accepts = self.accepts();
         for frame in burst.frames() {
-            let done = match offload::for_receiver(&frame.vnet, accepts) {
+            let done = match passes(frame.vnet, accepts) {
                 Some(vnet) => {
                     let tail = burst.segments.tail(frame.tail.clone());
                     write(queue, vnet, frame.head(), tail)
@@ -128,11 +128,11 @@ impl TapPort {
 
 fn write(
     queue: BorrowedFd<'_>,
-    vnet: VnetHeader,
+    vnet: Encoded,
     head: &[u8],
     tail: Tail<'_>,
 ) -> Result<(), DropReason> {
-    match write_frame(queue, &vnet.encode().to_bytes(), head, tail) {
+    match write_frame(queue, &vnet.to_bytes(), head, tail) {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(DropReason::BadOffload),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EBADFD | libc::ENODEV)) => {
@@ -149,7 +149,7 @@ fn fill(frame: &mut Frame, read: &[u8], index: u32) -> Option<usize> {
     let len = u32::try_from(bytes.len()).ok().filter(|n| (MIN_FRAME..=MAX_FRAME).contains(n))?;
     let head = bytes.len().min(HEAD_LEN);
     frame.len = len;
-    frame.vnet = VnetHeader::from_bytes(header);
+    frame.vnet = Encoded::from_bytes(header);
     frame.head_mut().copy_from_slice(bytes.get(..head)?);
     frame.tail = index..index + 1;
     Some(head)

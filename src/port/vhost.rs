@@ -7,12 +7,13 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::frame::{BURST, DropReason, Frame};
-use crate::mem::Segments;
+use crate::mem::{Segments, Tail};
 use crate::ring::{AnyReceiver, Format, LinkState, Queues, Receiver, Ring, RxFault};
 use crate::wire::flow::flow_hash;
-use crate::wire::offload::{self, Offloads};
+use crate::wire::offload::Offloads;
+use crate::wire::vnet::Encoded;
 
-use super::offload::convert;
+use super::offload::{convert, passes};
 use super::steer::FlowQueues;
 use super::{Counters, Egress};
 
@@ -84,7 +85,7 @@ impl VhostPort {
         let pairs = self.enabled_pairs();
         match pairs {
             0 => counters.drop(DropReason::LinkDown, burst.list.len() as u64),
-            1 => self.deliver(0, burst.frames(), burst.segments, counters),
+            1 => self.deliver(0, burst, counters),
             _ => self.spread(pairs, burst, counters),
         }
     }
@@ -98,12 +99,19 @@ impl VhostPort {
             *pair = self.pair_for(frame, pairs);
             wanted |= 1 << *pair;
         }
+        let mut list = [0u16; BURST];
         while wanted != 0 {
             let pair = wanted.trailing_zeros();
             wanted &= wanted - 1;
-            let frames = burst.frames().zip(&chosen);
-            let frames = frames.filter(|(_, of)| u32::from(**of) == pair).map(|(frame, _)| frame);
-            self.deliver(pair as usize, frames, burst.segments, counters);
+            let mut len = 0;
+            for (index, _) in burst.list.iter().zip(&chosen).filter(|(_, of)| **of == pair as u8) {
+                if let Some(place) = list.get_mut(len) {
+                    *place = *index;
+                    len += 1;
+                }
+            }
+            let list = list.get(..len).unwrap_or_default();
+            self.deliver(pair as usize, Egress { list, ..burst }, counters);
         }
     }
 
@@ -116,28 +124,23 @@ impl VhostPort {
         noted.filter(|pair| u32::from(*pair) < pairs).unwrap_or((hash % pairs) as u8)
     }
 
-    fn deliver<'b>(
-        &self,
-        pair: usize,
-        frames: impl Iterator<Item = &'b Frame> + Clone,
-        segments: &Segments<'_>,
-        counters: &Counters,
-    ) {
+    fn deliver(&self, pair: usize, burst: Egress<'_>, counters: &Counters) {
+        let frames = burst.list.len();
         let Some(mut ring) = self.lock(2 * pair) else {
-            return counters.drop(DropReason::RxRingBusy, frames.count() as u64);
+            return counters.drop(DropReason::RxRingBusy, frames as u64);
         };
         let accepts = ring.accepts();
         let Some(receiver) = ring.transmit() else {
-            return counters.drop(DropReason::LinkDown, frames.count() as u64);
+            return counters.drop(DropReason::LinkDown, frames as u64);
         };
         if pair != 0 && receiver.is_untouched() {
             // The frontend enabled more queues than the driver uses (Cloud Hypervisor).
             drop(ring);
-            return self.deliver(0, frames, segments, counters);
+            return self.deliver(0, burst, counters);
         }
         match receiver {
-            AnyReceiver::Split(ring) => deliver_all(ring, frames, segments, accepts, counters),
-            AnyReceiver::Packed(ring) => deliver_all(ring, frames, segments, accepts, counters),
+            AnyReceiver::Split(ring) => deliver_all(ring, burst, accepts, counters),
+            AnyReceiver::Packed(ring) => deliver_all(ring, burst, accepts, counters),
         }
         ring.publish();
         if ring.call_if_wanted() {
@@ -155,51 +158,54 @@ impl VhostPort {
 
 /// Copies frames to the guest.
 #[inline]
-fn deliver_all<'b, F: Format>(
+fn deliver_all<F: Format>(
     mut receiver: Receiver<'_, F>,
-    frames: impl Iterator<Item = &'b Frame>,
-    segments: &Segments<'_>,
+    burst: Egress<'_>,
     accepts: Offloads,
     counters: &Counters,
 ) {
-    receiver.prepare(frames.size_hint().1.unwrap_or(BURST));
+    receiver.prepare(burst.list.len());
     // Counted here, and written once for all.
-    let (mut count, mut bytes, mut copied) = (0, 0, 0);
-    let mut frames = frames.peekable();
-    while let Some(frame) = frames.next() {
-        if let Some(next) = frames.peek() {
-            receiver.prefetch_room(next.len);
-        }
-        let done = match offload::for_receiver(&frame.vnet, accepts) {
-            Some(vnet) => {
-                let tail = segments.tail(frame.tail.clone());
-                receiver
-                    .deliver(vnet.encode(), frame.len, frame.head(), tail)
-                    .map(|()| copied += u64::from(frame.len))
-                    .map_err(reason)
-            }
-            None => {
-                let mut sent = 0;
-                let done = convert(frame, segments, accepts, counters, |vnet, head, tail, len| {
-                    receiver.deliver(vnet.encode(), len, head, tail).map_err(reason)?;
-                    sent += u64::from(len);
-                    Ok(())
-                });
-                copied += sent;
-                done
-            }
-        };
-        match done {
-            Ok(()) => {
-                count += 1;
-                bytes += u64::from(frame.len);
-            }
-            Err(reason) => counters.drop(reason, 1),
+    let (mut count, mut bytes) = (0u64, 0u64);
+    for frame in burst.frames() {
+        receiver.prefetch_room(frame.len);
+        let tail = burst.segments.tail(frame.tail.clone());
+        if let Some(vnet) = passes(frame.vnet, accepts)
+            && receiver.deliver_whole(vnet, frame, tail)
+        {
+            count += 1;
+            bytes += u64::from(frame.len);
+        } else {
+            let done = deliver_any(&mut receiver, frame, burst.segments, accepts, counters);
+            counters.count_egress(frame, done);
         }
     }
     counters.egress_frames.add(count);
     counters.egress_bytes.add(bytes);
-    counters.copied_bytes.add(copied);
+    counters.copied_bytes.add(bytes);
+}
+
+/// Delivers a frame of any kind into buffers of any kind.
+#[inline(never)]
+fn deliver_any<F: Format>(
+    receiver: &mut Receiver<'_, F>,
+    frame: &Frame,
+    segments: &Segments<'_>,
+    accepts: Offloads,
+    counters: &Counters,
+) -> Result<(), DropReason> {
+    let mut deliver = |vnet: Encoded, head: &[u8], tail: Tail<'_>, len: u32| {
+        receiver.deliver(vnet, len, head, tail).map_err(reason)?;
+        counters.copied_bytes.add(u64::from(len));
+        Ok(())
+    };
+    match passes(frame.vnet, accepts) {
+        Some(vnet) => {
+            let tail = segments.tail(frame.tail.clone());
+            deliver(vnet, frame.head(), tail, frame.len)
+        }
+        None => convert(frame, segments, accepts, counters, deliver),
+    }
 }
 
 fn reason(fault: RxFault) -> DropReason {

@@ -12,7 +12,7 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use crate::mem::{DirtyLog, RegionMap};
+use crate::mem::{DirtyLog, RegionMap, Window};
 
 /// The descriptor continues: in `next` (split), in the next slot (packed).
 pub(super) const DESC_F_NEXT: u16 = 1;
@@ -98,7 +98,8 @@ impl<'m> Table<'m> {
         if count == 0 || !(desc.len() as usize).is_multiple_of(DESC_SIZE) {
             return Err(BadChain);
         }
-        let (base, piece) = mem.translate(desc.addr, desc.len(), &mut 0).ok_or(BadChain)?;
+        let (base, piece) = 
+            mem.translate(desc.addr, desc.len(), &mut Window::default()).ok_or(BadChain)?;
         if piece != desc.len() || !(base.as_ptr() as usize).is_multiple_of(8) {
             return Err(BadChain);
         }
@@ -124,12 +125,32 @@ impl<'m> Table<'m> {
 }
 
 /// What completes a chain.
+///
+/// One word, as [`Desc`] is two.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Head {
+pub struct Head(u32);
+
+impl Head {
+    /// No chain.
+    pub const NONE: Self = Self(0);
+
+    /// A chain that takes `slots` entries of the ring.
+    #[inline]
+    pub fn new(id: u16, slots: u16) -> Self {
+        Self(u32::from(id) | u32::from(slots) << 16)
+    }
+
     /// Split: index of the first descriptor, which may be out of range. Packed: the buffer id.
-    pub id: u16,
+    #[inline]
+    pub fn id(self) -> u16 {
+        self.0 as u16
+    }
+
     /// Entries of the ring that it takes.
-    pub slots: u16,
+    #[inline]
+    pub fn slots(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
 }
 
 /// A chain that breaks the rules of sections 2.7.5 and 2.8.6 to 2.8.8, or holds memory that the

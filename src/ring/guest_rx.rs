@@ -1,39 +1,19 @@
 //! Putting frames into a guest's receive ring: the single payload copy ends here.
 //!
-//! Receive buffers are looked at in advance ([`Ahead`]): their descriptors are read once, checked
-//! and translated, and the first lines are prefetched for writing, before the frames are copied.
-//! What was looked at but not used is forgotten when the ring stops or its memory changes;
-//! the ring's position only counts what was used.
+//! Which buffers there are is known before the frames come ([`Ahead`]); here they are filled.
 
-use std::collections::{VecDeque, vec_deque};
 use std::ptr::NonNull;
 
-use crate::frame::BURST;
-use crate::mem::{DirtyLog, RegionMap, Tail, copy, copy_short};
-use crate::sys::prefetch;
+use crate::frame::Frame;
+use crate::mem::{DirtyLog, Tail, copy, copy_short};
 use crate::wire::vnet::{Encoded, VnetHeader};
 
-use super::format::{DESC_F_WRITE, Desc, Format, Head};
+use super::Ring;
+use super::ahead::{Ahead, LOOK_AHEAD, Piece, Pieces};
+use super::format::Format;
 use super::packed::PackedRing;
 use super::split::SplitRing;
 use super::vring::{Live, LiveRing, with_live};
-use super::{MAX_CHAIN, Ring};
-
-/// Buffers that are looked at in advance. They are read into [`LiveRing`]'s lists.
-const LOOK_AHEAD: usize = 64;
-const _: () = assert!(LOOK_AHEAD <= BURST);
-/// The most buffers of one frame. Linux posts at least 1.5 KiB: 43 of them hold 64 KiB.
-const MAX_BUFFERS: usize = 256;
-/// Descriptors of receive buffers that are read for one burst. One more chain may come on top.
-const BURST_DESCRIPTORS: usize = 4096;
-
-/// Bytes of a buffer that are asked for when it is looked at.
-const PREFETCHED: usize = 128;
-/// The rest is asked for when the buffer is so many places behind the one to fill. 2 was a little
-/// better than 1; 3 was no better than 2.
-const ROOM_AHEAD: usize = 2;
-/// Bytes of the virtio-net header of legacy drivers, which has no `num_buffers`.
-const LEGACY_HEADER: usize = 10;
 
 /// Why a frame didn't fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,49 +23,6 @@ pub enum RxFault {
     /// The posted buffers can't hold the frame, and never will.
     TooSmall,
 }
-
-/// Contiguous writable guest memory.
-#[derive(Clone, Copy, Debug)]
-struct Piece {
-    ptr: NonNull<u8>,
-    len: u32,
-    guest_addr: u64,
-}
-
-impl Piece {
-    const EMPTY: Self = Self { ptr: NonNull::dangling(), len: 0, guest_addr: 0 };
-}
-
-/// A receive buffer: one available chain.
-#[derive(Clone, Copy, Debug)]
-struct Buffer {
-    /// Most buffers are one piece.
-    first: Piece,
-    /// How many pieces follow, in [`Ahead::more`].
-    more: u16,
-    head: Head,
-    /// Room, bytes. Zero for a chain that breaks the rules: it is completed with length 0.
-    len: u32,
-}
-
-/// Receive buffers that were looked at and aren't used yet; the first is at the ring's position.
-#[derive(Debug, Default)]
-pub(super) struct Ahead {
-    buffers: VecDeque<Buffer>,
-    /// The pieces of all buffers behind each one's first.
-    more: VecDeque<Piece>,
-    /// Entries of the ring that they take.
-    slots: u16,
-    /// Descriptors that may still be read for this burst, so that no guest's buffers, however
-    /// they are cut up, take more than their share of the worker's time.
-    descriptors: usize,
-    /// Where the last piece was found in the memory map.
-    hint: usize,
-}
-
-// SAFETY: the pieces lie in the memory map whose `Arc` is kept beside this value (`Live`), which
-// is shared memory; they are only accessed under the ring's lock.
-unsafe impl Send for Ahead {}
 
 /// A running receive ring, for the time of a burst.
 #[derive(Debug)]
@@ -139,7 +76,7 @@ impl AnyReceiver<'_> {
 impl<'r, F: Format> Receiver<'r, F> {
     #[inline]
     fn new(live: &'r mut LiveRing<F>) -> Self {
-        live.ahead.descriptors = BURST_DESCRIPTORS;
+        live.ahead.begin();
         // Nothing is to be done when the guest posts buffers: spare it the kicks.
         if live.ring.kicks_wanted() != Some(false) {
             live.ring.suppress_kicks();
@@ -154,30 +91,46 @@ impl<'r, F: Format> Receiver<'r, F> {
         self.live.look_ahead(frames.min(LOOK_AHEAD));
     }
 
-    /// Asks for the room of a frame of `len` bytes that will come soon: copying a long frame is
-    /// mostly waiting for the lines that it is written to.
+    /// Asks for the room of a frame of `len` bytes that will come soon.
     #[inline]
     pub fn prefetch_room(&self, len: u32) {
-        if let Some(buffer) = self.live.ahead.buffers.get(ROOM_AHEAD) {
-            let room = buffer.first.len.min(len.saturating_add(VnetHeader::LEN as u32));
-            let rest = (room as usize).saturating_sub(PREFETCHED);
-            prefetch::write_all(buffer.first.ptr.as_ptr().wrapping_add(PREFETCHED), rest);
-        }
+        self.live.ahead.prefetch_room(len);
     }
 
     fn is_untouched(&self) -> bool {
         self.live.ring.is_at_start()
-            && self.live.ahead.buffers.is_empty()
+            && self.live.ahead.is_empty()
             && self.live.ring.has_available() == Ok(false)
     }
 
-    /// Copies one frame of `len` bytes, given as `head` and `tail`, into the next buffers.
+    /// Copies a frame, of which `tail` follows the head, into the next buffer with the header `vnet`,
+    /// if that buffer is one piece and holds the frame: the common case. Returns whether it did.
     /// Nothing is visible to the guest before [`Ring::publish`].
+    #[inline(always)]
+    pub fn deliver_whole(&mut self, vnet: Encoded, frame: &Frame, tail: Tail<'_>) -> bool {
+        let live = &mut *self.live;
+        // A frame has MAX_FRAME bytes at most.
+        let need = frame.len.wrapping_add(VnetHeader::LEN as u32);
+        let Some(place) = live.ahead.first().and_then(|buffer| buffer.whole(need)) else {
+            return false;
+        };
+        if !live.plain {
+            return false;
+        }
+        // SAFETY: the piece lies in a mapping that the ring's `Live` keeps, and has room for `need`
+        // bytes; the head is no longer than the frame.
+        unsafe { write_whole(&place, vnet.with_num_buffers(1), frame.head(), tail) };
+        live.use_first(need);
+        true
+    }
+
+    /// Copies one frame of `len` bytes, given as `head` and `tail`, into the next buffers, of any
+    /// number and shape. Nothing is visible to the guest before [`Ring::publish`].
     ///
     /// # Errors
     ///
     /// [`RxFault`]; no buffer is used then.
-    #[inline]
+    #[inline(never)]
     pub fn deliver(
         &mut self,
         vnet: Encoded,
@@ -186,31 +139,7 @@ impl<'r, F: Format> Receiver<'r, F> {
         tail: Tail<'_>,
     ) -> Result<(), RxFault> {
         let live = &mut *self.live;
-        let need = u64::from(len) + live.header as u64;
-        if let Some(buffer) = live.ahead.buffers.front()
-            && buffer.more == 0
-            && u64::from(buffer.len) >= need
-            && live.log.is_none()
-        {
-            // SAFETY: the piece lies in a mapping that the ring's `Live` keeps.
-            unsafe {
-                write_whole(&buffer.first, vnet.with_num_buffers(1), live.header, head, tail);
-            }
-            live.use_buffers(1, need);
-            return Ok(());
-        }
-        self.deliver_parts(vnet, need, head, tail)
-    }
-
-    /// Like `deliver`, into buffers of any number and shape.
-    fn deliver_parts(
-        &mut self,
-        vnet: Encoded,
-        need: u64,
-        head: &[u8],
-        tail: Tail<'_>,
-    ) -> Result<(), RxFault> {
-        let live = &mut *self.live;
+        let need = len.saturating_add(live.header as u32);
         let count = live.gather(need)?;
         let vnet = vnet.with_num_buffers(count as u16).to_bytes();
         let mut writer = Writer::new(&live.ahead, live.log.as_deref());
@@ -228,154 +157,20 @@ impl<'r, F: Format> Receiver<'r, F> {
     }
 }
 
-impl Ahead {
-    /// Adds a buffer that is one descriptor and one piece, as Linux and DPDK post them. Returns
-    /// whether it is.
-    #[inline]
-    fn add_one_piece(&mut self, mem: &RegionMap, head: Head, desc: Desc) -> bool {
-        let len = desc.len();
-        let Some((ptr, n)) = mem.translate(desc.addr, len, &mut self.hint) else {
-            return false;
-        };
-        if !desc.is_whole_chain(DESC_F_WRITE) || n != len {
-            return false;
-        }
-        prefetch_start(ptr.as_ptr());
-        self.descriptors = self.descriptors.saturating_sub(1);
-        self.slots += head.slots;
-        let first = Piece { ptr, len, guest_addr: desc.addr };
-        self.buffers.push_back(Buffer { first, more: 0, head, len });
-        true
-    }
-
-    /// Adds a buffer of any shape: reads its chain, checks and translates it.
-    #[inline(never)]
-    fn add_chain<F: Format>(&mut self, ring: &F, mem: &RegionMap, head: Head, first: Desc) {
-        let known = self.more.len();
-        let mut buffer = Buffer { first: Piece::EMPTY, more: 0, head, len: 0 };
-        let add = |desc: Desc| {
-            self.descriptors = self.descriptors.saturating_sub(1);
-            let (mut addr, mut left) = (desc.addr, desc.len());
-            while left > 0 {
-                let Some((ptr, n)) = mem.translate(addr, left, &mut self.hint) else {
-                    return false;
-                };
-                prefetch_start(ptr.as_ptr());
-                let piece = Piece { ptr, len: n, guest_addr: addr };
-                if buffer.len == 0 {
-                    buffer.first = piece;
-                } else if usize::from(buffer.more) < MAX_CHAIN {
-                    self.more.push_back(piece);
-                    buffer.more += 1;
-                } else {
-                    return false;
-                }
-                left -= n;
-                buffer.len = buffer.len.saturating_add(n);
-                addr = addr.saturating_add(u64::from(n));
-            }
-            true
-        };
-        if ring.walk(mem, head, first, DESC_F_WRITE, add).is_err() {
-            self.more.truncate(known);
-            buffer = Buffer { first: Piece::EMPTY, more: 0, head, len: 0 };
-        }
-        self.slots += head.slots;
-        self.buffers.push_back(buffer);
-    }
-}
-
-impl<F: Format> LiveRing<F> {
-    /// Looks at more buffers until `target` of them are known, or there are no more.
-    #[inline]
-    fn look_ahead(&mut self, target: usize) {
-        let known = self.ahead.buffers.len();
-        if known >= target {
-            return;
-        }
-        // An impossible index shows in no buffers: the ring drops what is sent to it, and is
-        // counted as full, until its driver mends it.
-        let heads = self.heads.get_mut(..(target - known).min(LOOK_AHEAD)).unwrap_or_default();
-        let more = self.ring.take(self.ahead.slots, heads, &mut self.first).unwrap_or(0);
-        let Self { ring, mem, ahead, heads, first, .. } = self;
-        for (head, first) in heads.iter().zip(first).take(more) {
-            if ahead.descriptors == 0 {
-                break;
-            }
-            if !ahead.add_one_piece(mem, *head, *first) {
-                ahead.add_chain(ring, mem, *head, *first);
-            }
-        }
-    }
-
-    /// Finds how many of the next buffers hold `need` bytes.
-    #[inline]
-    fn gather(&mut self, need: u64) -> Result<usize, RxFault> {
-        let (mut count, mut room) = (0, 0u64);
-        loop {
-            let Some(buffer) = self.ahead.buffers.get(count).copied() else {
-                self.look_ahead(count + LOOK_AHEAD);
-                if self.ahead.buffers.len() <= count {
-                    return Err(RxFault::Full);
-                }
-                continue;
-            };
-            if count == 0 && buffer.len == 0 {
-                // Ends with the descriptors of the burst.
-                self.use_buffers(1, 0);
-                continue;
-            }
-            count += 1;
-            room += u64::from(buffer.len);
-            if room >= need {
-                return Ok(count);
-            }
-            if !self.mergeable || count >= MAX_BUFFERS {
-                return Err(RxFault::TooSmall);
-            }
-        }
-    }
-
-    /// Completes the next `count` buffers, which hold `bytes` bytes, and forgets them.
-    #[inline]
-    fn use_buffers(&mut self, count: usize, mut bytes: u64) {
-        for _ in 0..count {
-            let Some(buffer) = self.ahead.buffers.pop_front() else {
-                return;
-            };
-            let written = bytes.min(u64::from(buffer.len)) as u32;
-            bytes -= u64::from(written);
-            self.ring.complete(buffer.head, written);
-            self.ahead.slots = self.ahead.slots.saturating_sub(buffer.head.slots);
-            for _ in 0..buffer.more {
-                self.ahead.more.pop_front();
-            }
-        }
-    }
-}
-
-/// Writes a frame into a buffer that is one piece and has room for it.
+/// Writes a frame into a piece; of the tail no more than there is room for.
 ///
 /// # Safety
 ///
-/// `piece` is writable.
-#[inline]
-unsafe fn write_whole(piece: &Piece, vnet: Encoded, header: usize, head: &[u8], tail: Tail<'_>) {
+/// `piece` is writable, and has room for a virtio-net header and `head`.
+#[inline(always)]
+unsafe fn write_whole(piece: &Piece, vnet: Encoded, head: &[u8], tail: Tail<'_>) {
     let (at, room) = (piece.ptr.as_ptr(), piece.len as usize);
-    let mut end = header + head.len();
-    if !(LEGACY_HEADER..=VnetHeader::LEN).contains(&header) || end > room {
-        return;
-    }
-    // SAFETY: `head` is local and has its length, a tail yields ranges that are readable while it
-    // is borrowed, and `end`, which is 10 at least, never passes `room`.
+    let mut end = VnetHeader::LEN + head.len();
+    // SAFETY: the caller's promise. `head` is local and has its length, a tail yields ranges that
+    // are readable while it is borrowed, and `end` never passes `room`.
     unsafe {
-        if header == VnetHeader::LEN {
-            write_header(at, vnet);
-        } else {
-            at.cast::<u64>().write_unaligned(vnet.low.to_le());
-            at.add(8).cast::<u16>().write_unaligned((vnet.high as u16).to_le());
-        }
-        copy_short(head.as_ptr(), at.add(header), head.len());
+        write_header(at, vnet);
+        copy_short(head.as_ptr(), at.add(VnetHeader::LEN), head.len());
         for (ptr, n) in tail.pieces() {
             let n = n.min(room - end);
             copy(ptr, at.add(end), n);
@@ -405,24 +200,9 @@ unsafe fn write_header(at: *mut u8, vnet: Encoded) {
     }
 }
 
-/// Asks for the first lines of a buffer. DPDK puts the virtio-net header at the end of a line and
-/// the frame at the beginning of the next one; that first line is for reading.
-#[inline]
-fn prefetch_start(at: *const u8) {
-    if (at as usize + VnetHeader::LEN).is_multiple_of(prefetch::LINE) {
-        prefetch::read(at);
-    } else {
-        prefetch::write(at);
-    }
-    prefetch::write(at.wrapping_add(prefetch::LINE));
-}
-
 /// Writes bytes into consecutive pieces. There is room: `gather` counted it.
 struct Writer<'a> {
-    buffers: vec_deque::Iter<'a, Buffer>,
-    more: vec_deque::Iter<'a, Piece>,
-    /// Pieces that the present buffer has left in `more`.
-    left_more: u16,
+    pieces: Pieces<'a>,
     at: *mut u8,
     left: usize,
     guest_addr: u64,
@@ -432,26 +212,8 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     #[inline]
     fn new(ahead: &'a Ahead, log: Option<&'a DirtyLog>) -> Self {
-        Self {
-            buffers: ahead.buffers.iter(),
-            more: ahead.more.iter(),
-            left_more: 0,
-            at: NonNull::dangling().as_ptr(),
-            left: 0,
-            guest_addr: 0,
-            log,
-        }
-    }
-
-    #[inline]
-    fn next_piece(&mut self) -> Option<Piece> {
-        if let Some(left) = self.left_more.checked_sub(1) {
-            self.left_more = left;
-            return self.more.next().copied();
-        }
-        let buffer = self.buffers.next()?;
-        self.left_more = buffer.more;
-        Some(buffer.first)
+        let at = NonNull::dangling().as_ptr();
+        Self { pieces: ahead.all_pieces(), at, left: 0, guest_addr: 0, log }
     }
 
     /// Appends `len` bytes from `src`.
@@ -463,7 +225,7 @@ impl<'a> Writer<'a> {
     unsafe fn write(&mut self, mut src: *const u8, mut len: usize) {
         while len > 0 {
             if self.left == 0 {
-                let Some(piece) = self.next_piece() else {
+                let Some(piece) = self.pieces.next() else {
                     return;
                 };
                 self.at = piece.ptr.as_ptr();

@@ -8,12 +8,12 @@
 use std::ops::Range;
 
 use crate::frame::{BURST, Frame, MAX_FRAME, MIN_FRAME};
-use crate::mem::{MAX_FRAME_SEGMENTS, SegmentPool, Segments};
+use crate::mem::{MAX_FRAME_SEGMENTS, Segment, SegmentPool, Segments, Window};
 use crate::sys::prefetch;
-use crate::wire::vnet::VnetHeader;
+use crate::wire::vnet::{Encoded, VnetHeader};
 
 use super::Ring;
-use super::format::{BadRing, DESC_F_INDIRECT, Desc, Format};
+use super::format::{BadRing, DESC_F_INDIRECT, Desc, Format, Head};
 use super::vring::{LiveRing, with_live};
 
 /// The most payload of one burst, bytes: bounds how long other rings wait.
@@ -71,7 +71,7 @@ impl Ring {
     pub fn complete_burst(&mut self, taken: u16) {
         let Some(live) = &mut self.live else { return };
         with_live!(live, live => {
-            for head in live.heads.iter().take(usize::from(taken)) {
+            for head in live.heads.get(..usize::from(taken)).unwrap_or_default() {
                 live.ring.complete(*head, 0);
             }
         });
@@ -85,10 +85,10 @@ impl<F: Format> LiveRing<F> {
     fn read_first(&mut self, wanted: usize) -> Result<usize, BadRing> {
         let heads = self.heads.get_mut(..wanted.min(BURST)).unwrap_or_default();
         let count = self.ring.take(0, heads, &mut self.first)?;
-        for desc in self.first.iter().take(count) {
+        for desc in self.first.get(..count).unwrap_or_default() {
             // A buffer's first lines are asked for when it is listed; a table is needed for that.
             if desc.flags() & DESC_F_INDIRECT != 0
-                && let Some((table, _)) = self.mem.translate(desc.addr, 1, &mut 0)
+                && let Some((table, _)) = self.mem.translate(desc.addr, 1, &mut Window::default())
             {
                 prefetch::read(table.as_ptr());
                 prefetch::read(table.as_ptr().wrapping_add(64));
@@ -129,22 +129,18 @@ impl<F: Format> LiveRing<F> {
         frames: &mut [Frame],
     ) -> (usize, u16) {
         let (mut bytes, mut bad, mut taken) = (0u64, 0u16, 0);
-        let chains = self.heads.iter().zip(&self.first).take(count);
-        for ((head, first), frame) in chains.zip(frames) {
+        let heads = self.heads.get(..count).unwrap_or_default();
+        for ((head, first), frame) in heads.iter().zip(&self.first).zip(frames) {
             if bytes >= BURST_BYTES || !segments.has_room() {
                 break;
             }
             taken += 1;
             let begin = segments.end();
-            let mut add = |desc: Desc| {
-                bytes += DESC_BYTES + u64::from(desc.len());
-                segments.end() - begin < MAX_FRAME_SEGMENTS as u32
-                    && segments.push(desc.addr, desc.len())
-            };
             let walked = if first.is_whole_chain(0) {
-                add(*first)
+                bytes += DESC_BYTES + u64::from(first.len());
+                segments.push(first.addr, first.len())
             } else {
-                self.ring.walk(&self.mem, *head, *first, 0, add).is_ok()
+                self.walk_chain(*head, *first, segments, &mut bytes)
             };
             if !walked {
                 bad += 1;
@@ -153,6 +149,24 @@ impl<F: Format> LiveRing<F> {
             frame.tail = begin..segments.end();
         }
         (taken, bad)
+    }
+
+    /// Lists the segments of a chain of any shape. Returns whether it is good.
+    #[inline(never)]
+    fn walk_chain(
+        &self,
+        head: Head,
+        first: Desc,
+        segments: &mut Segments<'_>,
+        bytes: &mut u64,
+    ) -> bool {
+        let begin = segments.end();
+        let add = |desc: Desc| {
+            *bytes += DESC_BYTES + u64::from(desc.len());
+            segments.end() - begin < MAX_FRAME_SEGMENTS as u32
+                && segments.push(desc.addr, desc.len())
+        };
+        self.ring.walk(&self.mem, head, first, 0, add).is_ok()
     }
 }
 
@@ -166,41 +180,62 @@ fn fetch_heads(
     segments: &mut Segments<'_>,
     frames: &mut [Frame],
 ) -> (usize, u16) {
-    let (mut good, mut dropped) = (0, 0);
+    let mut good = 0;
     for index in 0..taken {
-        let Some(mut tail) = frames.get(index).map(|frame| frame.tail.clone()) else {
+        let Some(tail) = frames.get(index).map(|frame| frame.tail.clone()) else {
             break;
         };
-        let len = segments.bytes(tail.clone()).saturating_sub(header as u64);
-        if len < u64::from(MIN_FRAME) || len > u64::from(MAX_FRAME) {
-            dropped += 1;
-            continue;
-        }
-        let vnet = fetch_vnet(header, &mut tail, segments);
         let Some(frame) = frames.get_mut(good) else {
             break;
         };
-        frame.len = len as u32;
-        segments.take(&mut tail, frame.head_mut());
-        frame.vnet = VnetHeader::from_bytes(&vnet);
-        frame.tail = tail;
-        good += 1;
+        let fetched = match segments.only(&tail) {
+            Some(segment) if header == VnetHeader::LEN => fetch_whole(tail, segment, frame),
+            _ => fetch_pieces(header, tail, segments, frame),
+        };
+        good += usize::from(fetched.is_some());
     }
-    (good, dropped)
+    (good, (taken - good) as u16)
 }
 
-/// Fetches the virtio-net header, of which legacy drivers leave `num_buffers` out.
+/// The length of a frame that `bytes` bytes hold together with its virtio-net header, if a frame
+/// may have it.
 #[inline]
-fn fetch_vnet(
-    header: usize,
-    tail: &mut Range<u32>,
-    segments: &mut Segments<'_>,
-) -> [u8; VnetHeader::LEN] {
-    let mut vnet = [0u8; VnetHeader::LEN];
-    if header == vnet.len() {
-        segments.take_array(tail, &mut vnet);
-    } else {
-        segments.take(tail, vnet.get_mut(..header).unwrap_or_default());
+fn frame_len(bytes: u64, header: usize) -> Option<u32> {
+    let len = bytes.wrapping_sub(header as u64);
+    (u64::from(MIN_FRAME)..=u64::from(MAX_FRAME)).contains(&len).then_some(len as u32)
+}
+
+/// Fetches a frame's head out of its only segment.
+#[inline]
+fn fetch_whole(mut tail: Range<u32>, segment: &mut Segment, frame: &mut Frame) -> Option<()> {
+    let len = frame_len(segment.len() as u64, VnetHeader::LEN)?;
+    frame.vnet = Encoded::from_bytes(&segment.take_array()?);
+    frame.len = len;
+    if !segment.take(frame.head_mut()) {
+        return None;
     }
-    vnet
+    if segment.len() == 0 {
+        tail.start = tail.end;
+    }
+    frame.tail = tail;
+    Some(())
+}
+
+/// Fetches a frame's head out of any segments, and a header of which legacy drivers leave
+/// `num_buffers` out.
+#[inline(never)]
+fn fetch_pieces(
+    header: usize,
+    mut tail: Range<u32>,
+    segments: &mut Segments<'_>,
+    frame: &mut Frame,
+) -> Option<()> {
+    let len = frame_len(segments.bytes(tail.clone()), header)?;
+    let mut vnet = [0u8; VnetHeader::LEN];
+    segments.take(&mut tail, vnet.get_mut(..header)?);
+    frame.vnet = Encoded::from_bytes(&vnet);
+    frame.len = len;
+    segments.take(&mut tail, frame.head_mut());
+    frame.tail = tail;
+    Some(())
 }

@@ -22,6 +22,7 @@
 //! and what makes the position of a split ring after a crash (`used.idx`) always right.
 
 pub mod feature;
+mod ahead;
 mod format;
 mod guest_rx;
 mod guest_tx;

@@ -206,7 +206,7 @@ impl PackedRing {
             word = self.load(at.plus(slots, self.size).index);
             slots += 1;
         }
-        Ok(Head { id: (word >> 32) as u16, slots })
+        Ok(Head::new((word >> 32) as u16, slots))
     }
 
     /// Stores used descriptors of the shadow from `first` on, the last one first.
@@ -271,8 +271,8 @@ impl Format for PackedRing {
                 Err(BadRing) if count > 0 => break,
                 Err(BadRing) => return Err(BadRing),
             }
-            slots += head.slots;
-            at = at.plus(head.slots, self.size);
+            slots += head.slots();
+            at = at.plus(head.slots(), self.size);
             count += 1;
         }
         Ok(count)
@@ -287,11 +287,11 @@ impl Format for PackedRing {
         write: u16,
         mut buffer: impl FnMut(Desc) -> bool,
     ) -> Result<(), BadChain> {
-        if usize::from(head.slots) > MAX_CHAIN {
+        if usize::from(head.slots()) > MAX_CHAIN {
             return Err(BadChain);
         }
         let mut desc = first;
-        for left in (0..head.slots).rev() {
+        for left in (0..head.slots()).rev() {
             if desc.flags() & DESC_F_INDIRECT != 0 {
                 // Section 2.8.8: never together with NEXT. It ends the chain.
                 if !self.indirect || left > 0 {
@@ -319,13 +319,13 @@ impl Format for PackedRing {
         }
         let wrap = if self.next.wrap { DESC_F_AVAIL | DESC_F_USED } else { 0 };
         let flags = wrap | if written > 0 { DESC_F_WRITE } else { 0 };
-        let word = u64::from(flags) << 48 | u64::from(head.id) << 32 | u64::from(written);
+        let word = u64::from(flags) << 48 | u64::from(head.id()) << 32 | u64::from(written);
         if let Some(place) = self.shadow.get_mut(self.shadowed) {
             *place = Used { slot: self.next.index, word };
             self.shadowed += 1;
         }
-        self.next = self.next.plus(head.slots, self.size);
-        self.unpublished = self.unpublished.saturating_add(head.slots);
+        self.next = self.next.plus(head.slots(), self.size);
+        self.unpublished = self.unpublished.saturating_add(head.slots());
     }
 
     #[inline]

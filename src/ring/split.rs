@@ -163,12 +163,13 @@ impl Format for SplitRing {
     #[inline]
     fn take(&self, ahead: u16, heads: &mut [Head], first: &mut [Desc]) -> Result<usize, BadRing> {
         let count = usize::from(self.available(ahead)?).min(heads.len()).min(first.len());
-        for (index, head) in heads.iter_mut().enumerate().take(count) {
-            *head = Head { id: self.head(ahead.wrapping_add(index as u16)), slots: 1 };
-            self.prefetch_desc(head.id);
+        let heads = heads.get_mut(..count).unwrap_or_default();
+        for (index, head) in heads.iter_mut().enumerate() {
+            *head = Head::new(self.head(ahead.wrapping_add(index as u16)), 1);
+            self.prefetch_desc(head.id());
         }
-        for (first, head) in first.iter_mut().zip(heads).take(count) {
-            *first = self.desc(head.id);
+        for (first, head) in first.iter_mut().zip(heads) {
+            *first = self.desc(head.id());
         }
         Ok(count)
     }
@@ -207,7 +208,7 @@ impl Format for SplitRing {
     fn complete(&mut self, head: Head, written: u32) {
         let slot = self.next & self.mask();
         let offset = RING_HEADER + USED_SIZE * usize::from(slot);
-        let entry = (u64::from(written) << 32 | u64::from(head.id)).to_le();
+        let entry = (u64::from(written) << 32 | u64::from(head.id())).to_le();
         // SAFETY: slot < size, and the whole ring was located. Entries are 4-byte aligned.
         unsafe { self.used.add(offset).cast::<u64>().write_unaligned(entry) };
         self.next = self.next.wrapping_add(1);

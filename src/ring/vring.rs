@@ -11,7 +11,7 @@ use crate::wire::offload::Offloads;
 
 use super::feature;
 use super::format::{Desc, Format, Head};
-use super::guest_rx::Ahead;
+use super::ahead::Ahead;
 use super::packed::PackedRing;
 use super::split::SplitRing;
 
@@ -88,6 +88,9 @@ pub(super) struct LiveRing<F> {
     pub header: usize,
     /// Whether a frame may fill several buffers.
     pub mergeable: bool,
+    /// Nothing is to be done for a frame that fits its buffer but to write it: the header is the
+    /// modern one, and there is no log.
+    pub plain: bool,
 }
 
 /// One virtqueue of a guest.
@@ -261,14 +264,17 @@ impl Ring {
     fn live_ring<F>(&self, mem: &Arc<RegionMap>, ring: F) -> Box<LiveRing<F>> {
         let has = |bit| self.features & bit != 0;
         let logs = has(feature::LOG_ALL);
+        let log = self.log.clone().filter(|_| logs);
+        let modern = has(feature::VERSION_1) || has(feature::MRG_RXBUF);
         Box::new(LiveRing {
             ahead: Ahead::default(),
             ring,
             heads: [Head::default(); BURST],
             first: [Desc::NONE; BURST],
             mem: Arc::clone(mem),
-            log: self.log.clone().filter(|_| logs),
-            header: if has(feature::VERSION_1) || has(feature::MRG_RXBUF) { 12 } else { 10 },
+            plain: modern && log.is_none(),
+            log,
+            header: if modern { 12 } else { 10 },
             mergeable: has(feature::MRG_RXBUF),
         })
     }

@@ -19,15 +19,22 @@ pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32)
     // Frames of a burst mostly have the same addresses: learned once, looked up once.
     let mut last_source = MacAddr::default();
     let mut last = (MacAddr::default(), Verdict::Flood);
+    let mut known = None;
     for frame in frames {
         if frame.verdict != Verdict::Flood {
             continue;
         }
-        let addresses = ethernet::src(frame.head()).zip(ethernet::dst(frame.head()));
-        let Some((source, destination)) = addresses else {
+        let addresses = frame.addresses();
+        if addresses == known && known.is_some() {
+            frame.verdict = last.1;
+            continue;
+        }
+        let both = ethernet::src(frame.head()).zip(ethernet::dst(frame.head()));
+        let Some((source, destination)) = both else {
             frame.verdict = Verdict::Drop(DropReason::BadLength);
             continue;
         };
+        known = addresses;
         if source != last_source {
             macs.learn(source.to_u64(), ingress.0, now);
             last_source = source;
@@ -45,11 +52,11 @@ pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32)
 /// are waited for together and not one after another.
 #[inline]
 fn prefetch(frames: &[Frame], macs: &MacTable) {
-    let addresses = |frame: &Frame| ethernet::src(frame.head()).zip(ethernet::dst(frame.head()));
     // Between two stations there is nothing to wait for: this costs two frames' addresses.
-    if frames.first().map(addresses) == frames.last().map(addresses) {
+    if frames.first().map(Frame::addresses) == frames.last().map(Frame::addresses) {
         return;
     }
+    let addresses = |frame: &Frame| ethernet::src(frame.head()).zip(ethernet::dst(frame.head()));
     let mut last = (MacAddr::default(), MacAddr::default());
     for (source, destination) in frames.iter().filter_map(addresses) {
         if source != last.0 {

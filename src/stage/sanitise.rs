@@ -2,6 +2,7 @@
 
 use crate::frame::{DropReason, Frame, Verdict};
 use crate::wire::offload::{self, Offloads};
+use crate::wire::vnet::Encoded;
 
 /// Checks each frame's virtio-net header against the frame and against what the sender
 /// negotiated (`sends`), and keeps only what may go on. Every frame gets a verdict: flood, until
@@ -9,9 +10,14 @@ use crate::wire::offload::{self, Offloads};
 #[inline]
 pub fn sanitise(frames: &mut [Frame], sends: Offloads) {
     for frame in frames {
-        match offload::check(&frame.vnet, frame.head(), frame.len, sends) {
+        if frame.vnet.is_plain() {
+            frame.vnet = Encoded::PLAIN;
+            frame.verdict = Verdict::Flood;
+            continue;
+        }
+        match offload::check(&frame.vnet.decode(), frame.head(), frame.len, sends) {
             Ok(vnet) => {
-                frame.vnet = vnet;
+                frame.vnet = vnet.encode();
                 frame.verdict = Verdict::Flood;
             }
             Err(_) => frame.verdict = Verdict::Drop(DropReason::BadVnetHeader),

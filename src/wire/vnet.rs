@@ -86,6 +86,30 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// No flags and no GSO: what most frames have. The fields without a meaning are zero.
+    pub const PLAIN: Self = Self { low: 0, high: 0 };
+
+    /// From the bytes in a ring.
+    #[inline]
+    pub fn from_bytes(bytes: &[u8; VnetHeader::LEN]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
+        Self {
+            low: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            high: u32::from_le_bytes([i, j, k, l]),
+        }
+    }
+
+    /// Whether it has neither flags nor a GSO type, so that nothing else in it counts.
+    #[inline]
+    pub fn is_plain(self) -> bool {
+        self.low as u16 == 0
+    }
+
+    /// The fields.
+    pub fn decode(self) -> VnetHeader {
+        VnetHeader::from_bytes(&self.to_bytes())
+    }
+
     /// The header with another number of buffers.
     #[inline]
     #[must_use]

@@ -3,6 +3,7 @@
 //! Each stage runs over the whole burst; then the frames are grouped by the port they leave by,
 //! in order (a flooded frame stands in each group), and each group goes out at once.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -57,41 +58,45 @@ impl Pipeline {
     #[inline]
     fn group(&mut self, ingress: &Port, frames: &[Frame]) {
         let counters = ingress.counters(self.worker);
-        let mut bytes = 0;
-        for (index, frame) in frames.iter().enumerate() {
-            bytes += u64::from(frame.len);
-            match frame.verdict {
-                Verdict::To(port) => self.push(port.0, index as u16),
-                Verdict::Flood => self.flood(ingress, index as u16),
-                Verdict::Drop(reason) => counters.drop(reason, 1),
+        let mut begin = 0;
+        // Mostly one run: frames of a burst go the same way.
+        for run in frames.chunk_by(|a, b| a.verdict == b.verdict) {
+            let indices = begin..begin + run.len() as u16;
+            begin = indices.end;
+            match run.first().map(|frame| frame.verdict) {
+                Some(Verdict::To(port)) => self.push(port.0, indices),
+                Some(Verdict::Flood) => self.flood(ingress, indices),
+                Some(Verdict::Drop(reason)) => counters.drop(reason, run.len() as u64),
+                None => {}
             }
         }
+        let bytes = frames.iter().map(|frame| u64::from(frame.len)).sum();
         counters.ingress_frames.add(frames.len() as u64);
         counters.ingress_bytes.add(bytes);
         counters.bursts.add(1);
     }
 
     #[inline]
-    fn push(&mut self, port: u16, index: u16) {
+    fn push(&mut self, port: u16, indices: Range<u16>) {
         let Some(group) = self.groups.get_mut(usize::from(port)) else {
             return;
         };
         if group.is_empty() {
             self.touched.push(port);
         }
-        group.push(index);
+        group.extend(indices);
     }
 
-    fn flood(&mut self, ingress: &Port, index: u16) {
+    fn flood(&mut self, ingress: &Port, indices: Range<u16>) {
         let shared = Arc::clone(&self.shared);
         let counters = ingress.counters(self.worker);
         let others = shared.ports.iter().filter(|port| port.id != ingress.id && port.is_up());
-        let copies = others.map(|port| self.push(port.id.0, index)).count();
+        let copies = others.map(|port| self.push(port.id.0, indices.clone())).count();
         if copies == 0 {
-            return counters.drop(DropReason::NoDestination, 1);
+            return counters.drop(DropReason::NoDestination, indices.len() as u64);
         }
-        counters.flooded_frames.add(1);
-        counters.flooded_copies.add(copies as u64);
+        counters.flooded_frames.add(indices.len() as u64);
+        counters.flooded_copies.add((copies * indices.len()) as u64);
     }
 
     /// Sends each group out of its port.
