@@ -66,7 +66,7 @@ fn bench(criterion: &mut Criterion) {
         group.bench_function(format!("hit prefetched/{count}"), |bencher| {
             bencher.iter_custom(|wanted| {
                 time(wanted, count, 0, |burst| {
-                    burst.iter().for_each(|mac| table.prefetch(*mac));
+                    burst.iter().for_each(|mac| table.prefetch(table.address(*mac)));
                     lookup(burst);
                 })
             });

@@ -103,6 +103,8 @@ pub struct Frame {
     pub tail: Range<u32>,
     /// What was decided.
     pub verdict: Verdict,
+    /// The hash of its flow, where it was needed already.
+    pub flow: Option<u32>,
 }
 
 impl Default for Frame {
@@ -113,6 +115,7 @@ impl Default for Frame {
             len: 0,
             tail: 0..0,
             verdict: Verdict::Drop(DropReason::BadChain),
+            flow: None,
         }
     }
 }
@@ -130,10 +133,8 @@ impl Frame {
     #[inline]
     pub fn addresses(&self) -> Option<(u64, u32)> {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = *self.head.first_chunk()?;
-        let words = (
-            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            u32::from_ne_bytes([i, j, k, l]),
-        );
+        let words =
+            (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([i, j, k, l]));
         (self.len >= MIN_FRAME).then_some(words)
     }
 
@@ -144,6 +145,7 @@ impl Frame {
         self.len = len as u32;
         self.vnet = Encoded::PLAIN;
         self.tail = 0..0;
+        self.flow = None;
     }
 
     /// The head, to be changed. Its length follows [`Frame::len`].

@@ -152,5 +152,6 @@ fn fill(frame: &mut Frame, read: &[u8], index: u32) -> Option<usize> {
     frame.vnet = Encoded::from_bytes(header);
     frame.head_mut().copy_from_slice(bytes.get(..head)?);
     frame.tail = index..index + 1;
+    frame.flow = None;
     Some(head)
 }

@@ -70,12 +70,14 @@ impl VhostPort {
     /// Notes that the guest sent frames on `pair`, for their answers to come by the same one. `now`
     /// is in seconds.
     #[inline]
-    pub fn note_flows(&self, pair: usize, frames: &[Frame], now: u32) {
+    pub fn note_flows(&self, pair: usize, frames: &mut [Frame], now: u32) {
         let Some(flows) = self.flows.as_ref().filter(|_| self.enabled_pairs() > 1) else {
             return;
         };
         for frame in frames {
-            flows.note(flow_hash(frame.head()), pair as u8, now);
+            let hash = flow_hash(frame.head());
+            frame.flow = Some(hash);
+            flows.note(hash, pair as u8, now);
         }
     }
 
@@ -119,7 +121,7 @@ impl VhostPort {
     /// by the flow's hash.
     #[inline]
     fn pair_for(&self, frame: &Frame, pairs: u32) -> u8 {
-        let hash = flow_hash(frame.head());
+        let hash = frame.flow.unwrap_or_else(|| flow_hash(frame.head()));
         let noted = self.flows.as_ref().and_then(|flows| flows.pair(hash));
         noted.filter(|pair| u32::from(*pair) < pairs).unwrap_or((hash % pairs) as u8)
     }

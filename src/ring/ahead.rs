@@ -54,13 +54,8 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    const EMPTY: Self = Self {
-        ptr: NonNull::dangling(),
-        guest_addr: 0,
-        len: 0,
-        head: Head::NONE,
-        pieces: 0,
-    };
+    const EMPTY: Self =
+        Self { ptr: NonNull::dangling(), guest_addr: 0, len: 0, head: Head::NONE, pieces: 0 };
 
     /// Where the buffer is, if it is one piece of `need` bytes or more.
     #[inline(always)]
@@ -146,13 +141,7 @@ impl Ahead {
     /// Adds a buffer of any shape: reads its chain, checks and translates it. Returns whether there
     /// was room.
     #[inline(never)]
-    fn add_chain<F: Format>(
-        &mut self,
-        ring: &F,
-        mem: &RegionMap,
-        head: Head,
-        first: Desc,
-    ) -> bool {
+    fn add_chain<F: Format>(&mut self, ring: &F, mem: &RegionMap, head: Head, first: Desc) -> bool {
         let known = self.pieces.len();
         let mut buffer = Buffer { head, ..Buffer::EMPTY };
         let add = |desc: Desc| {

@@ -98,7 +98,7 @@ impl<'m> Table<'m> {
         if count == 0 || !(desc.len() as usize).is_multiple_of(DESC_SIZE) {
             return Err(BadChain);
         }
-        let (base, piece) = 
+        let (base, piece) =
             mem.translate(desc.addr, desc.len(), &mut Window::default()).ok_or(BadChain)?;
         if piece != desc.len() || !(base.as_ptr() as usize).is_multiple_of(8) {
             return Err(BadChain);

@@ -218,6 +218,7 @@ fn fetch_whole(mut tail: Range<u32>, segment: &mut Segment, frame: &mut Frame) -
         tail.start = tail.end;
     }
     frame.tail = tail;
+    frame.flow = None;
     Some(())
 }
 
@@ -237,5 +238,6 @@ fn fetch_pieces(
     frame.len = len;
     segments.take(&mut tail, frame.head_mut());
     frame.tail = tail;
+    frame.flow = None;
     Some(())
 }

@@ -21,8 +21,8 @@
 //! is both the next available and the next used entry. That is what VIRTIO_F_IN_ORDER promises,
 //! and what makes the position of a split ring after a crash (`used.idx`) always right.
 
-pub mod feature;
 mod ahead;
+pub mod feature;
 mod format;
 mod guest_rx;
 mod guest_tx;

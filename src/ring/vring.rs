@@ -9,9 +9,9 @@ use crate::frame::BURST;
 use crate::mem::{DirtyLog, RegionMap};
 use crate::wire::offload::Offloads;
 
+use super::ahead::Ahead;
 use super::feature;
 use super::format::{Desc, Format, Head};
-use super::ahead::Ahead;
 use super::packed::PackedRing;
 use super::split::SplitRing;
 

@@ -1,7 +1,7 @@
 //! The last stage: a learning bridge's decision (IEEE 802.1Q, 8.6 to 8.8).
 
-use crate::frame::{DropReason, Frame, PortId, Verdict};
-use crate::table::mac::MacTable;
+use crate::frame::{BURST, DropReason, Frame, PortId, Verdict};
+use crate::table::mac::{Address, MacTable};
 use crate::wire::ethernet::{self, MacAddr};
 
 /// 01-80-C2-00-00-01 to -0F: frames that never cross a bridge (802.1Q, table 8-1), such as pause
@@ -15,73 +15,73 @@ const RESERVED: std::ops::RangeInclusive<u64> = 0x0180_c200_0001..=0x0180_c200_0
 /// `now` is in seconds of the table's clock.
 #[inline]
 pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32) {
-    prefetch(frames, macs);
+    // Between two stations there is nothing to wait for: this costs two frames' addresses.
+    let mixed = frames.first().map(Frame::addresses) != frames.last().map(Frame::addresses);
+    let asked = if mixed { Some(ask(frames, macs)) } else { None };
     // Frames of a burst mostly have the same addresses: learned once, looked up once.
-    let mut last_source = MacAddr::default();
-    let mut last = (MacAddr::default(), Verdict::Flood);
-    let mut known = None;
-    for frame in frames {
+    let (mut last, mut verdict) = (None, Verdict::Flood);
+    for (index, frame) in frames.iter_mut().enumerate() {
         if frame.verdict != Verdict::Flood {
             continue;
         }
         let addresses = frame.addresses();
-        if addresses == known && known.is_some() {
-            frame.verdict = last.1;
-            continue;
+        if addresses.is_none() || addresses != last {
+            last = addresses;
+            let known = asked.as_ref().and_then(|asked| asked.get(index).copied());
+            let ends = known.unwrap_or_else(|| Ends::of(frame, macs));
+            verdict = ends.decide(frame, macs, ingress, now);
         }
-        let both = ethernet::src(frame.head()).zip(ethernet::dst(frame.head()));
-        let Some((source, destination)) = both else {
-            frame.verdict = Verdict::Drop(DropReason::BadLength);
-            continue;
-        };
-        known = addresses;
-        if source != last_source {
-            macs.learn(source.to_u64(), ingress.0, now);
-            last_source = source;
-            // The station may have been the last destination until now.
-            last = (MacAddr::default(), Verdict::Flood);
-        }
-        if destination != last.0 {
-            last = (destination, decide(destination, macs, ingress, now));
-        }
-        frame.verdict = last.1;
+        frame.verdict = verdict;
     }
+}
+
+/// Where the table has the two ends of a frame.
+#[derive(Clone, Copy, Default)]
+struct Ends {
+    source: Address,
+    destination: Address,
 }
 
 /// Starts loading what the table knows of a burst's addresses, so that the misses of a large table
 /// are waited for together and not one after another.
 #[inline]
-fn prefetch(frames: &[Frame], macs: &MacTable) {
-    // Between two stations there is nothing to wait for: this costs two frames' addresses.
-    if frames.first().map(Frame::addresses) == frames.last().map(Frame::addresses) {
-        return;
+fn ask(frames: &[Frame], macs: &MacTable) -> [Ends; BURST] {
+    let mut asked = [Ends::default(); BURST];
+    for (frame, asked) in frames.iter().zip(&mut asked) {
+        *asked = Ends::of(frame, macs);
+        macs.prefetch(asked.source);
+        macs.prefetch(asked.destination);
     }
-    let addresses = |frame: &Frame| ethernet::src(frame.head()).zip(ethernet::dst(frame.head()));
-    let mut last = (MacAddr::default(), MacAddr::default());
-    for (source, destination) in frames.iter().filter_map(addresses) {
-        if source != last.0 {
-            macs.prefetch(source.to_u64());
-        }
-        if destination != last.1 {
-            macs.prefetch(destination.to_u64());
-        }
-        last = (source, destination);
-    }
+    asked
 }
 
-#[inline]
-fn decide(destination: MacAddr, macs: &MacTable, ingress: PortId, now: u32) -> Verdict {
-    let key = destination.to_u64();
-    if destination.is_multicast() {
-        if RESERVED.contains(&key) {
-            return Verdict::Drop(DropReason::ReservedAddress);
+impl Ends {
+    #[inline(always)]
+    fn of(frame: &Frame, macs: &MacTable) -> Self {
+        let address = |mac: Option<MacAddr>| macs.address(mac.unwrap_or_default().to_u64());
+        Self {
+            source: address(ethernet::src(frame.head())),
+            destination: address(ethernet::dst(frame.head())),
         }
-        return Verdict::Flood;
     }
-    match macs.lookup(key, now) {
-        Some(port) if port == ingress.0 => Verdict::Drop(DropReason::NoDestination),
-        Some(port) => Verdict::To(PortId(port)),
-        None => Verdict::Flood,
+
+    #[inline]
+    fn decide(self, frame: &Frame, macs: &MacTable, ingress: PortId, now: u32) -> Verdict {
+        let Some(destination) = frame.addresses().and_then(|_| ethernet::dst(frame.head())) else {
+            return Verdict::Drop(DropReason::BadLength);
+        };
+        macs.learn_at(self.source, ingress.0, now);
+        if destination.is_multicast() {
+            if RESERVED.contains(&destination.to_u64()) {
+                return Verdict::Drop(DropReason::ReservedAddress);
+            }
+            return Verdict::Flood;
+        }
+        match macs.lookup_at(self.destination, now) {
+            Some(port) if port == ingress.0 => Verdict::Drop(DropReason::NoDestination),
+            Some(port) => Verdict::To(PortId(port)),
+            None => Verdict::Flood,
+        }
     }
 }
 

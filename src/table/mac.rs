@@ -124,6 +124,13 @@ impl Bucket {
 }
 
 /// One place of a bucket.
+/// A MAC address, and its hash in one table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Address {
+    mac: u64,
+    hash: u64,
+}
+
 #[derive(Clone, Copy)]
 struct Slot<'table> {
     entry: &'table AtomicU64,
@@ -218,28 +225,48 @@ impl MacTable {
     /// address. The port may have been removed since: check it.
     #[inline]
     pub fn lookup(&self, mac: u64, now: u32) -> Option<u16> {
-        let (slot, entry) = self.find(mac)?;
-        (slot.age(now) <= self.ageing_secs).then_some(port_of(entry))
+        self.lookup_at(self.address(mac), now)
     }
 
     /// Notes that a frame with source address `mac` came in on `port`.
     #[inline]
     pub fn learn(&self, mac: u64, port: u16, now: u32) -> Learned {
-        match self.find(mac) {
+        self.learn_at(self.address(mac), port, now)
+    }
+
+    /// Finds out where `mac` may stand, for whoever asks for it first and looks it up later.
+    #[inline]
+    pub fn address(&self, mac: u64) -> Address {
+        let [key0, key1, key2, key3] = self.keys;
+        let hash = folded_multiply(folded_multiply(mac ^ key0, key1) ^ key2, key3);
+        Address { mac, hash }
+    }
+
+    /// Starts loading what will be read of an address.
+    #[inline]
+    pub fn prefetch(&self, address: Address) {
+        // The second bucket is needed for few addresses, and by few frames.
+        let [first, _] = self.candidates(address);
+        prefetch::read(&raw const *first);
+    }
+
+    /// [`lookup`](Self::lookup).
+    #[inline]
+    pub fn lookup_at(&self, address: Address, now: u32) -> Option<u16> {
+        let (slot, entry) = self.find(address)?;
+        (slot.age(now) <= self.ageing_secs).then_some(port_of(entry))
+    }
+
+    /// [`learn`](Self::learn).
+    #[inline]
+    pub fn learn_at(&self, address: Address, port: u16, now: u32) -> Learned {
+        match self.find(address) {
             Some((slot, entry)) if port_of(entry) == port => {
                 slot.refresh(now);
                 Learned::Refreshed
             }
-            _ => self.add_or_move(mac, port, now),
+            _ => self.add_or_move(address, port, now),
         }
-    }
-
-    /// Starts loading what [`lookup`](Self::lookup) and [`learn`](Self::learn) of `mac` will read.
-    #[inline]
-    pub fn prefetch(&self, mac: u64) {
-        // The second bucket is needed for few addresses, and by few frames.
-        let [first, _] = self.candidates(mac);
-        prefetch::read(&raw const *first);
     }
 
     /// Forgets all addresses of `port`; returns how many. Stop the port's ingress before, or a
@@ -285,21 +312,19 @@ impl MacTable {
     }
 
     #[inline]
-    fn find(&self, mac: u64) -> Option<(Slot<'_>, u64)> {
+    fn find(&self, address: Address) -> Option<(Slot<'_>, u64)> {
         // Address 0 would match an empty entry.
-        if !is_learnable(mac) {
+        if !is_learnable(address.mac) {
             return None;
         }
-        let [first, second] = self.candidates(mac);
-        first.find(mac).or_else(|| second.find(mac))
+        let [first, second] = self.candidates(address);
+        first.find(address.mac).or_else(|| second.find(address.mac))
     }
 
-    /// The two buckets in which `mac` may stand, never the same one twice.
+    /// The two buckets in which an address may stand, never the same one twice.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "masked to the power of two that the length is")]
-    fn candidates(&self, mac: u64) -> [&Bucket; 2] {
-        let [key0, key1, key2, key3] = self.keys;
-        let hash = folded_multiply(folded_multiply(mac ^ key0, key1) ^ key2, key3);
+    fn candidates(&self, Address { hash, .. }: Address) -> [&Bucket; 2] {
         let mask = self.buckets.len() - 1;
         let first = hash as usize & mask;
         let other = (hash >> 32) as usize & mask;
@@ -313,7 +338,8 @@ impl MacTable {
 
     /// Adds or moves an address: all of `learn` but the refresh.
     #[cold]
-    fn add_or_move(&self, mac: u64, port: u16, now: u32) -> Learned {
+    fn add_or_move(&self, address: Address, port: u16, now: u32) -> Learned {
+        let Address { mac, .. } = address;
         let Some(count) = self.count_of(port) else {
             return Learned::Ignored;
         };
@@ -328,7 +354,7 @@ impl MacTable {
             return Learned::Busy;
         };
         // Again, now that nothing changes: another worker may have learned or counted meanwhile.
-        let known = self.find(mac);
+        let known = self.find(address);
         if let Some((slot, entry)) = known
             && port_of(entry) == port
         {
@@ -343,7 +369,7 @@ impl MacTable {
                 (slot, Learned::Moved { from: port_of(entry) })
             }
             Some((slot, _)) => (slot, Learned::New),
-            None => match self.choose_slot(mac, port, now) {
+            None => match self.choose_slot(address, port, now) {
                 Some(slot) => (slot, Learned::New),
                 None => return Learned::Full,
             },
@@ -356,8 +382,8 @@ impl MacTable {
 
     /// A place for a new address of `port`: free or expired, else the port's own oldest entry.
     /// Only with the lock held.
-    fn choose_slot(&self, mac: u64, port: u16, now: u32) -> Option<Slot<'_>> {
-        let candidates = self.candidates(mac);
+    fn choose_slot(&self, address: Address, port: u16, now: u32) -> Option<Slot<'_>> {
+        let candidates = self.candidates(address);
         let is_free =
             |slot: &Slot<'_>| slot.entry.load(Relaxed) == EMPTY || slot.age(now) > self.ageing_secs;
         let [first, second] =

@@ -205,7 +205,7 @@ fn a_full_capacity_is_found() {
                 assert_eq!(table.learn(address(n), (n % 2) as u16, 0), Learned::New, "seed {seed}");
             }
             for n in 0..capacity as u64 {
-                table.prefetch(address(n));
+                table.prefetch(table.address(address(n)));
                 assert_eq!(table.lookup(address(n), 0), Some((n % 2) as u16));
             }
         }
@@ -224,7 +224,9 @@ fn a_large_table_is_found_and_takes_a_quarter_more() {
         assert_eq!(table.lookup(invented(n), 0), Some((n % 65_536) as u16));
     }
     let mut held = 100_000;
-    while table.choose_slot(invented(held), 0, 0).is_some_and(|slot| slot.entry.load(Relaxed) == 0)
+    while table
+        .choose_slot(table.address(invented(held)), 0, 0)
+        .is_some_and(|slot| slot.entry.load(Relaxed) == 0)
     {
         table.learn(invented(held), (held % 65_536) as u16, 0);
         held += 1;
@@ -239,7 +241,7 @@ fn seeds_differ_and_scatter() {
     let place = |seed| {
         let config = MacTableConfig { capacity: 4096, ageing_secs: AGEING, seed };
         let table = MacTable::new(&config, 1);
-        let bucket = std::ptr::from_ref(table.candidates(fleet(1))[0]).addr();
+        let bucket = std::ptr::from_ref(table.candidates(table.address(fleet(1)))[0]).addr();
         bucket - table.buckets.as_ptr().addr()
     };
     let places: std::collections::HashSet<usize> = (0..64).map(place).collect();

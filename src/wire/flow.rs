@@ -8,24 +8,55 @@
 //! It is no defence: a sender can choose flows that collide, and gains nothing but one busy queue
 //! at the receiver that it floods anyway.
 
-use std::ops::Range;
-
-use super::ethernet;
+use super::ethernet::{self, ETHERTYPE_IPV4, MacAddr};
 use super::headers::{self, Headers, L3, PROTOCOL_TCP, PROTOCOL_UDP};
 
 /// Odd, and without a pattern: 2^64 divided by the golden ratio.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// One side of a flow, as numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct End {
+    address: u128,
+    port: u16,
+}
+
 /// The hash of the flow of the frame whose first bytes are `head`; its low bits are as good as any.
+#[inline]
 pub fn flow_hash(head: &[u8]) -> u32 {
-    match headers::parse(head) {
-        Some(headers) => ip_hash(head, &headers),
-        None => {
-            let field = |range: Range<usize>| head.get(range).unwrap_or_default();
-            let hash = mix_ends(0, (field(0..6), 0), (field(6..12), 0));
-            finish(mix_bytes(hash, field(12..ethernet::HEADER_LEN)))
-        }
+    plain_hash(head).unwrap_or_else(|| any_hash(head))
+}
+
+/// The hash of most frames: TCP or UDP in whole IPv4 packets without options and VLAN tags.
+#[inline]
+fn plain_hash(head: &[u8]) -> Option<u32> {
+    let ip: &[u8; headers::IPV4_LEN + 4] = head.get(ethernet::HEADER_LEN..)?.first_chunk()?;
+    let [version, _, _, _, _, _, f0, f1, _, protocol, _, _, ends @ ..] = *ip;
+    let [a0, a1, a2, a3, b0, b1, b2, b3, p0, p1, q0, q1] = ends;
+    let plain = head.get(12..14) == Some(&ETHERTYPE_IPV4.to_be_bytes())
+        && version == 0x45
+        && !headers::is_fragment([f0, f1])
+        && matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP);
+    let end = |address: [u8; 4], port: [u8; 2]| End {
+        address: u128::from(u32::from_be_bytes(address)),
+        port: u16::from_be_bytes(port),
+    };
+    let (a, b) = (end([a0, a1, a2, a3], [p0, p1]), end([b0, b1, b2, b3], [q0, q1]));
+    plain.then(|| hash_ends(u64::from(protocol), a, b))
+}
+
+#[inline(never)]
+fn any_hash(head: &[u8]) -> u32 {
+    if let Some(headers) = headers::parse(head) {
+        return ip_hash(head, &headers);
     }
+    let end = |mac: Option<MacAddr>| End {
+        address: u128::from(mac.unwrap_or_default().to_u64()),
+        port: 0,
+    };
+    let ethertype = head.get(12..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+    let kind = u64::from(u16::from_be_bytes(ethertype)) << 8;
+    hash_ends(kind, end(ethernet::src(head)), end(ethernet::dst(head)))
 }
 
 fn ip_hash(head: &[u8], headers: &Headers) -> u32 {
@@ -33,38 +64,29 @@ fn ip_hash(head: &[u8], headers: &Headers) -> u32 {
         L3::Ipv4 => (headers.l3_offset + 12, 4),
         L3::Ipv6 => (headers.l3_offset + 8, 16),
     };
-    let address = |at: usize| head.get(at..at + len).unwrap_or_default();
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u128::from(*byte));
+    let field = |at: usize, len: usize| number(head.get(at..at + len).unwrap_or_default());
     let transport = matches!(headers.l4_protocol, PROTOCOL_TCP | PROTOCOL_UDP);
-    let mut ports = (0, 0);
-    if transport
-        && !headers.fragment
-        // They may lie beyond the head.
-        && let Some([a, b, c, d]) = head.get(headers.l4_offset..).and_then(<[u8]>::first_chunk)
-    {
-        ports = (u16::from_ne_bytes([*a, *b]), u16::from_ne_bytes([*c, *d]));
-    }
-    let protocol = u64::from(headers.l4_protocol);
-    finish(mix_ends(protocol, (address(begin), ports.0), (address(begin + len), ports.1)))
+    // The ports may lie beyond the head.
+    let has_ports = transport && !headers.fragment && headers.l4_offset + 4 <= head.len();
+    let port = |at: usize| if has_ports { field(at, 2) as u16 } else { 0 };
+    let end = |side: usize| End {
+        address: field(begin + side * len, len),
+        port: port(headers.l4_offset + side * 2),
+    };
+    hash_ends(u64::from(headers.l4_protocol), end(0), end(1))
 }
 
-/// Mixes in a flow's two ends, address and port of each, whichever of them sends.
+/// Mixes a flow's two ends, whichever of them sends.
 #[inline]
-fn mix_ends(hash: u64, a: (&[u8], u16), b: (&[u8], u16)) -> u64 {
+fn hash_ends(kind: u64, a: End, b: End) -> u32 {
     let (low, high) = if a <= b { (a, b) } else { (b, a) };
-    let hash = mix_bytes(mix_bytes(hash, low.0), high.0);
-    mix(hash, u64::from(low.1) << 16 | u64::from(high.1))
-}
-
-/// Mixes in `bytes`, eight at a time; what is left over counts as followed by zeros.
-#[inline]
-fn mix_bytes(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.chunks(8).fold(hash, |hash, chunk| {
-        let mut word = [0; 8];
-        for (to, from) in word.iter_mut().zip(chunk) {
-            *to = *from;
-        }
-        mix(hash, u64::from_ne_bytes(word))
-    })
+    let mut hash = mix(kind, u64::from(low.port) << 16 | u64::from(high.port));
+    hash = mix(mix(hash, low.address as u64), high.address as u64);
+    if (low.address | high.address) >> 64 != 0 {
+        hash = mix(mix(hash, (low.address >> 64) as u64), (high.address >> 64) as u64);
+    }
+    finish(hash)
 }
 
 #[inline]

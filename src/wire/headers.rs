@@ -77,9 +77,15 @@ fn parse_ipv4(head: &[u8], l3_offset: usize) -> Option<Headers> {
     if header[0] >> 4 != 4 || length < IPV4_LEN || l4_offset > head.len() {
         return None;
     }
-    // More fragments, or an offset: the flag "don't fragment" and the reserved one are no matter.
-    let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    let fragment = is_fragment([header[6], header[7]]);
     Some(Headers { l3: L3::Ipv4, l3_offset, l4_protocol: header[9], l4_offset, fragment })
+}
+
+/// Whether these flags and fragment offset of an IPv4 header are those of a fragment: there are more
+/// of it, or it has an offset. The flag "don't fragment" and the reserved one are no matter.
+#[inline]
+pub(super) fn is_fragment(field: [u8; 2]) -> bool {
+    u16::from_be_bytes(field) & 0x3fff != 0
 }
 
 fn parse_ipv6(head: &[u8], l3_offset: usize) -> Option<Headers> {
