@@ -67,7 +67,7 @@ impl Position {
         if index < size {
             Self { index, ..self }
         } else {
-            Self { index: index - size, wrap: !self.wrap }
+            Self { index: index.wrapping_sub(size), wrap: !self.wrap }
         }
     }
 
@@ -78,6 +78,13 @@ impl Position {
     fn to_bits(self) -> u16 {
         self.index | if self.wrap { WRAP_BIT } else { 0 }
     }
+}
+
+/// The AVAIL and USED bits of a descriptor that is available where the driver's wrap counter is
+/// `wrap`.
+#[inline]
+fn available_flags(wrap: bool) -> u16 {
+    if wrap { DESC_F_AVAIL } else { DESC_F_USED }
 }
 
 /// A used descriptor that isn't stored yet: its last eight bytes; the address is left as it is.
@@ -180,18 +187,58 @@ impl PackedRing {
     /// The descriptor in a slot whose second half was read.
     #[inline]
     fn desc(&self, at: Position, word: u64) -> Desc {
-        let offset = DESC_SIZE * usize::from(at.index);
-        // SAFETY: as in `word`.
-        let addr = unsafe { self.desc.as_ptr().add(offset).cast::<u64>().read_volatile() };
         let next = at.plus(1, self.size).index;
         let rest = u64::from(next) << 48 | (word >> 48) << 32 | u64::from(word as u32);
-        Desc::new(u64::from_le(addr), rest)
+        Desc::new(self.addr(at.index), rest)
+    }
+
+    /// The address in a slot whose second half was read.
+    #[inline]
+    fn addr(&self, index: u16) -> u64 {
+        let offset = DESC_SIZE * usize::from(index);
+        // SAFETY: as in `word`.
+        u64::from_le(unsafe { self.desc.as_ptr().add(offset).cast::<u64>().read_volatile() })
     }
 
     #[inline]
     fn is_available(word: u64, wrap: bool) -> bool {
-        let flags = (word >> 48) as u16;
-        (flags & DESC_F_AVAIL != 0) == wrap && (flags & DESC_F_USED != 0) != wrap
+        (word >> 48) as u16 & (DESC_F_AVAIL | DESC_F_USED) == available_flags(wrap)
+    }
+
+    /// [`Format::take`] of chains of one slot each, as far as they go. `heads` is as long as there
+    /// may be chains.
+    #[inline]
+    fn take_single(&self, at: Position, heads: &mut [Head], first: &mut [Desc]) -> usize {
+        // Up to the ring's end, and from its beginning: in each part the wrap counter is the same.
+        let part = usize::from(self.size - at.index).min(heads.len()).min(first.len());
+        let (heads, more_heads) = heads.split_at_mut(part);
+        let (first, more_first) = first.split_at_mut(part);
+        let count = self.take_straight(at, heads, first);
+        if count < part || more_heads.is_empty() {
+            return count;
+        }
+        let begin = Position { index: 0, wrap: !at.wrap };
+        count + self.take_straight(begin, more_heads, more_first)
+    }
+
+    /// [`Self::take_single`] of slots that don't go around the ring's end.
+    #[inline(always)]
+    fn take_straight(&self, at: Position, heads: &mut [Head], first: &mut [Desc]) -> usize {
+        let wanted = available_flags(at.wrap);
+        let mut count = 0;
+        for (head, first) in heads.iter_mut().zip(first) {
+            let index = at.index.wrapping_add(count);
+            let word = self.load(index);
+            let flags = (word >> 48) as u16;
+            if flags & (DESC_F_AVAIL | DESC_F_USED | DESC_F_NEXT) != wanted {
+                break;
+            }
+            *head = Head::new((word >> 32) as u16, 1);
+            // None comes next.
+            *first = Desc::new(self.addr(index), (word >> 48) << 32 | u64::from(word as u32));
+            count += 1;
+        }
+        usize::from(count)
     }
 
     /// Measures the chain whose first slot is `at` and holds `word`, in at most `room` slots.
@@ -215,6 +262,17 @@ impl PackedRing {
         let used = self.shadow.get(first..self.shadowed).unwrap_or_default();
         for used in used.iter().rev() {
             self.word(used.slot).store(used.word.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Makes room in the shadow, and puts `used` there. The first one stays: the driver sees none of
+    /// them before it.
+    #[cold]
+    fn store_all_but_first(&mut self, used: Used) {
+        self.store(1);
+        self.shadowed = 1;
+        if let Some(place) = self.shadow.get_mut(1) {
+            *place = used;
         }
     }
 
@@ -253,8 +311,13 @@ impl Format for PackedRing {
     #[inline]
     fn take(&self, ahead: u16, heads: &mut [Head], first: &mut [Desc]) -> Result<usize, BadRing> {
         let mut at = self.next.plus(ahead, self.size);
-        let (mut count, mut slots) = (0, 0);
-        for (head, first) in heads.iter_mut().zip(first) {
+        let room = usize::from(self.size.saturating_sub(ahead)).min(heads.len());
+        let single = heads.get_mut(..room).unwrap_or_default();
+        let mut count = self.take_single(at, single, first);
+        let mut slots = count as u16;
+        at = at.plus(slots, self.size);
+        // Mostly nothing is left: this ends at once.
+        for (head, first) in heads.iter_mut().zip(first).skip(count) {
             // All slots that are taken and not completed: more than a lap can't be.
             let room = self.size.saturating_sub(ahead).saturating_sub(slots);
             if room == 0 || slots >= TAKE_SLOTS {
@@ -312,20 +375,17 @@ impl Format for PackedRing {
 
     #[inline]
     fn complete(&mut self, head: Head, written: u32) {
-        if self.shadowed == SHADOW {
-            // The first one stays: the driver sees none of them before it.
-            self.store(1);
-            self.shadowed = 1;
-        }
         let wrap = if self.next.wrap { DESC_F_AVAIL | DESC_F_USED } else { 0 };
         let flags = wrap | if written > 0 { DESC_F_WRITE } else { 0 };
         let word = u64::from(flags) << 48 | u64::from(head.id()) << 32 | u64::from(written);
-        if let Some(place) = self.shadow.get_mut(self.shadowed) {
-            *place = Used { slot: self.next.index, word };
-            self.shadowed += 1;
+        let used = Used { slot: self.next.index, word };
+        match self.shadow.get_mut(self.shadowed) {
+            Some(place) => *place = used,
+            None => self.store_all_but_first(used),
         }
+        self.shadowed = self.shadowed.wrapping_add(1);
         self.next = self.next.plus(head.slots(), self.size);
-        self.unpublished = self.unpublished.saturating_add(head.slots());
+        self.unpublished = self.unpublished.wrapping_add(head.slots());
     }
 
     #[inline]
