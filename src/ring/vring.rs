@@ -314,6 +314,12 @@ impl Ring {
         }
     }
 
+    /// Number of entries; 0 before the frontend said it.
+    #[inline]
+    pub fn size(&self) -> u16 {
+        self.size.unwrap_or(0)
+    }
+
     /// How many entries of the ring were published since the last decision about a call.
     #[inline]
     pub fn undecided(&self) -> u16 {

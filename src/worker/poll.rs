@@ -31,9 +31,10 @@ const SPIN_MAX_NS: u64 = 50_000;
 const SPIN_STEP_NS: u64 = 5_000;
 /// How long a call for completed transmit buffers may be put off, ns. Drivers take such buffers
 /// back with their next frame; one that does meanwhile needs no interrupt.
-const CALL_DELAY_NS: u64 = 100_000;
-/// So many completed transmit buffers bring the call at once: the driver may have run out.
-const CALL_BATCH: u16 = 16;
+const CALL_DELAY_NS: u64 = 400_000;
+/// So many completed transmit buffers bring the call at once, or a quarter of a small ring: the
+/// driver may run out of descriptors, or its sockets of buffer (Linux's default holds some 90).
+const CALL_BATCH: u16 = 48;
 /// A sleep in which a kick that nobody sends is waited for ends after this time.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -346,7 +347,7 @@ fn from_guest(
     pipeline.run(port, burst.frames, &burst.segments, sends, now);
     ring.complete_burst(taken);
     ring.publish();
-    let owes_call = ring.undecided() < CALL_BATCH;
+    let owes_call = ring.undecided() < CALL_BATCH.min(ring.size() / 4);
     if !owes_call && ring.call_if_wanted() {
         counters.calls.add(1);
     }
