@@ -1,5 +1,10 @@
-//! The payload copy: ns per copy of a frame's length, source and target in this core's cache
-//! (`warm`) or spread over more memory than it holds (`cold`).
+//! The payload copy: ns per copy of a frame's length.
+//!
+//! | group | source and target |
+//! |---|---|
+//! | `warm` | in this core's cache |
+//! | `cold` | spread over more memory than it holds |
+//! | `256`, `1024` | buffers of two rings of so many entries, filled in turn; each frame was written 128 copies ago, as in `benches/peers/run` |
 //!
 //! `cargo bench --bench copy`. It bounds what a frame of that length can cost at least.
 
@@ -14,6 +19,10 @@ use ringswitch::mem;
 const SIZES: [usize; 5] = [64, 512, 1518, 9000, 65_000];
 /// Bytes that `cold` goes over: more than a second-level cache.
 const COLD: usize = 32 << 20;
+/// Bytes from one buffer to the next: what DPDK's guests have.
+const BUFFER: usize = 2048 + 256;
+/// Frames that are under way in a ring's buffers.
+const UNDER_WAY: usize = 128;
 
 fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("copy");
@@ -32,6 +41,25 @@ fn bench(criterion: &mut Criterion) {
                     // SAFETY: `at + size` lies within both, which are as long as `COLD`.
                     unsafe {
                         let (from, to) = (source.as_ptr().add(at), target.as_mut_ptr().add(at));
+                        mem::copy(black_box(from), black_box(to), size);
+                    }
+                });
+            });
+        }
+    }
+    for entries in [256, 1024] {
+        let count = 2 * entries;
+        let mut slot = 0;
+        for size in [512, 1518] {
+            group.throughput(Throughput::Bytes(size as u64));
+            group.bench_function(format!("{entries}/{size}"), |bencher| {
+                bencher.iter(|| {
+                    slot = (slot + 1) % count;
+                    let from = (slot + count - UNDER_WAY) % count;
+                    // SAFETY: both buffers lie within `target`, and are different ones.
+                    unsafe {
+                        let target = target.as_mut_ptr();
+                        let (from, to) = (target.add(from * BUFFER), target.add(slot * BUFFER));
                         mem::copy(black_box(from), black_box(to), size);
                     }
                 });

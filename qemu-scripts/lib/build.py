@@ -35,13 +35,15 @@ def switch():
     return program("ringswitch", "ringswitch")
 
 
-def program(package, name):
-    """Builds a package's release binary and returns its path; cargo's progress goes to stderr."""
+def program(package, name, kind="bin"):
+    """Builds a package's program (`kind`: bin or bench), optimised, and returns its path; cargo's
+    progress goes to stderr.
+    """
     host.need(["cc"])
     cargo = _cargo()
     # rustup's directory holds rustc too, which cargo looks for on PATH.
     path = f"{os.environ['PATH']}:{pathlib.Path(cargo).parent}"
-    command = [cargo, "build", "--release", "--locked", "--package", package, "--bin", name,
+    command = [cargo, "build", "--release", "--locked", "--package", package, f"--{kind}", name,
                "--message-format=json-render-diagnostics"]
     host.say(f"building {name}")
     with subprocess.Popen(command, cwd=host.REPOSITORY, stdin=subprocess.DEVNULL, text=True,

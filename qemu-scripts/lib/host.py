@@ -29,6 +29,7 @@ PACKAGE_OF = {
     "tcpdump": "tcpdump",
     "ip": "iproute2",
     "cc": "build-essential",
+    "valgrind": "valgrind",
     "dpdk-testpmd": "dpdk-dev",
     "ovs-vsctl": "openvswitch-switch",
     "ovsdb-server": "openvswitch-switch",

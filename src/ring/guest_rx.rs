@@ -2,10 +2,12 @@
 //!
 //! Which buffers there are is known before the frames come ([`Ahead`]); here they are filled.
 
+use std::iter::Peekable;
 use std::ptr::NonNull;
 
 use crate::frame::Frame;
 use crate::mem::{DirtyLog, Tail, copy, copy_short};
+use crate::sys::prefetch;
 use crate::wire::vnet::{Encoded, VnetHeader};
 
 use super::Ring;
@@ -14,6 +16,9 @@ use super::format::Format;
 use super::packed::PackedRing;
 use super::split::SplitRing;
 use super::vring::{Live, LiveRing, with_live};
+
+/// The most bytes of the next piece of a frame's room that are asked for while one is filled.
+const ASKED: usize = 4096;
 
 /// Why a frame didn't fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +207,7 @@ unsafe fn write_header(at: *mut u8, vnet: Encoded) {
 
 /// Writes bytes into consecutive pieces. There is room: `gather` counted it.
 struct Writer<'a> {
-    pieces: Pieces<'a>,
+    pieces: Peekable<Pieces<'a>>,
     at: *mut u8,
     left: usize,
     guest_addr: u64,
@@ -213,7 +218,7 @@ impl<'a> Writer<'a> {
     #[inline]
     fn new(ahead: &'a Ahead, log: Option<&'a DirtyLog>) -> Self {
         let at = NonNull::dangling().as_ptr();
-        Self { pieces: ahead.all_pieces(), at, left: 0, guest_addr: 0, log }
+        Self { pieces: ahead.all_pieces().peekable(), at, left: 0, guest_addr: 0, log }
     }
 
     /// Appends `len` bytes from `src`.
@@ -231,6 +236,9 @@ impl<'a> Writer<'a> {
                 self.at = piece.ptr.as_ptr();
                 self.left = piece.len as usize;
                 self.guest_addr = piece.guest_addr;
+                if let Some(next) = self.pieces.peek() {
+                    prefetch::write_all(next.ptr.as_ptr(), (next.len as usize).min(ASKED));
+                }
                 continue;
             }
             let n = len.min(self.left);

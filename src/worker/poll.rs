@@ -378,3 +378,7 @@ fn from_tap(
     }
     Outcome::Worked { frames: taken, owes_call: false }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -45,8 +45,11 @@ SHORT = SIZES[:3]
 ALL = {table.key: table for table in (
     Table("split", "Split rings, as Linux", SIZES),
     Table("packed", "Packed rings", SIZES, packed=True),
-    Table("vectorised", "In order, without mergeable buffers, vectorised", SHORT, mergeable=False,
-          in_order=True, vectorised=True),
+    Table("short-rings", "Split rings of 256, whose buffers fit the second-level cache", (512, 1518),
+          ring=256, inflight=128),
+    Table("in-order", "Split rings, in order", SHORT, in_order=True),
+    Table("vectorised", "Split rings, vectorised driver without mergeable buffers", SHORT,
+          mergeable=False, vectorised=True),
     Table("latency", "One frame at a time in each direction", (64,), inflight=1),
     Table("tso", "TSO frames", (TSO_FRAME,), mtu=1500, tso=True),
 )}
