@@ -5,12 +5,13 @@
 //! already costs one load.
 
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use vm_memory::MmapRegion;
+use crate::sys::fault::{Alarm, Guard};
 
 use super::MapError;
-use super::region::map_file;
+use super::region::{Mapped, map_file};
 
 /// log2 of the size of a page in the log (VHOST_LOG_PAGE is 4 KiB).
 const PAGE_SHIFT: u32 = 12;
@@ -18,9 +19,9 @@ const PAGE_SHIFT: u32 = 12;
 /// A shared bitmap of dirty pages.
 #[derive(Debug)]
 pub struct DirtyLog {
-    mapping: MmapRegion,
-    /// Offset of the bitmap in the mapping, in bytes.
-    skip: usize,
+    /// Before the mapping: it is to be dropped first.
+    guard: Option<Guard>,
+    mapping: Mapped,
     /// Length of the bitmap, in bytes.
     len: usize,
 }
@@ -32,9 +33,19 @@ impl DirtyLog {
     ///
     /// [`MapError`] when the range doesn't lie within the file or can't be mapped.
     pub fn map(file: File, size: u64, offset: u64) -> Result<Self, MapError> {
-        let (mapping, skip) = map_file(file, size, offset)?;
+        let mapping = map_file(file, size, offset)?;
         let len = usize::try_from(size).map_err(|_| MapError::Overflow)?;
-        Ok(Self { mapping, skip, len })
+        Ok(Self { guard: None, mapping, len })
+    }
+
+    /// Has `alarm` ring when the file becomes shorter.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Guard`].
+    pub fn guard(&mut self, alarm: &Arc<Alarm>) -> Result<(), MapError> {
+        self.guard = Some(self.mapping.guard(alarm)?);
+        Ok(())
     }
 
     /// Marks the pages that hold `len` bytes at guest address `addr`. Pages outside of the log
@@ -61,7 +72,10 @@ impl DirtyLog {
         let bit = 1u8 << (page % 8);
         // SAFETY: `byte < len`, and `map_file` mapped `skip + len` bytes that live as long as
         // `self`. The bitmap is shared with the frontend, and is accessed as an atomic only.
-        let cell = unsafe { AtomicU8::from_ptr(self.mapping.as_ptr().add(self.skip + byte)) };
+        let cell = unsafe {
+            let Mapped { region, skip, .. } = &self.mapping;
+            AtomicU8::from_ptr(region.as_ptr().add(skip + byte))
+        };
         if cell.load(Ordering::Relaxed) & bit == 0 {
             // Release: the page's bytes are written before the bit is seen.
             cell.fetch_or(bit, Ordering::Release);

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::sys::fault::{self, Alarm, Guard};
+
 /// The most regions of one guest: what GET_MAX_MEM_SLOTS answers, and what QEMU can use.
 pub const MAX_REGIONS: usize = 509;
 
@@ -42,6 +44,9 @@ pub enum MapError {
     /// fstat or mmap failed.
     #[error("cannot map guest memory: {0}")]
     Map(#[source] io::Error),
+    /// The mapping can't be protected against its file becoming shorter.
+    #[error("cannot guard guest memory: {0}")]
+    Guard(#[source] io::Error),
 }
 
 /// One region as a frontend describes it (vhost-user specification, "Memory region description").
@@ -65,14 +70,16 @@ struct Region {
     size: u64,
     user_addr: u64,
     mmap_offset: u64,
-    /// Host address of the region's first byte; inside of `_mapping`.
+    /// Host address of the region's first byte; inside of `mapping`.
     host: NonNull<u8>,
     /// Device and inode of the file: tells a repeated ADD_MEM_REG from a conflicting one.
     file_id: (u64, u64),
-    _mapping: Arc<MmapRegion>,
+    /// Before the mapping: it is to be dropped first.
+    guard: Option<Arc<Guard>>,
+    mapping: Arc<Mapped>,
 }
 
-// SAFETY: `host` points into `_mapping`, which is shared memory that is only accessed through
+// SAFETY: `host` points into `mapping`, which is shared memory that is only accessed through
 // raw pointers; moving or sharing the description between threads touches nothing.
 unsafe impl Send for Region {}
 // SAFETY: as above.
@@ -151,6 +158,18 @@ impl RegionMap {
         Self { regions: self.regions.iter().filter(keep).cloned().collect() }
     }
 
+    /// Has `alarm` ring when a file of the map becomes shorter. Regions that have an alarm keep it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Guard`]; some regions may be guarded then.
+    pub fn guard(&mut self, alarm: &Arc<Alarm>) -> Result<(), MapError> {
+        for region in self.regions.iter_mut().filter(|region| region.guard.is_none()) {
+            region.guard = Some(Arc::new(region.mapping.guard(alarm)?));
+        }
+        Ok(())
+    }
+
     /// How many regions there are.
     pub fn len(&self) -> usize {
         self.regions.len()
@@ -184,9 +203,9 @@ impl RegionMap {
         if self.regions.len() >= MAX_REGIONS {
             return Err(MapError::TooMany);
         }
-        let (mapping, skip) = map_file(spec.file, spec.size, spec.mmap_offset)?;
+        let mapping = map_file(spec.file, spec.size, spec.mmap_offset)?;
         // SAFETY: map_file mapped `skip + size` bytes.
-        let host = unsafe { mapping.as_ptr().add(skip) };
+        let host = unsafe { mapping.region.as_ptr().add(mapping.skip) };
         let host = NonNull::new(host).ok_or(MapError::Overflow)?;
         let at = self.regions.partition_point(|r| r.guest_addr < spec.guest_addr);
         self.regions.insert(
@@ -198,7 +217,8 @@ impl RegionMap {
                 mmap_offset: spec.mmap_offset,
                 host,
                 file_id,
-                _mapping: Arc::new(mapping),
+                guard: None,
+                mapping: Arc::new(mapping),
             },
         );
         Ok(())
@@ -243,13 +263,28 @@ impl RegionMap {
     }
 }
 
-/// Maps `size` bytes at `offset` of `file`, which must hold them. The mapping begins at the page
-/// (or huge page) below `offset`; the second value is where the wanted bytes begin in it.
-pub(super) fn map_file(
-    file: File,
-    size: u64,
-    offset: u64,
-) -> Result<(MmapRegion, usize), MapError> {
+/// A mapping of a file that begins at a page (or huge page).
+#[derive(Debug)]
+pub(super) struct Mapped {
+    pub region: MmapRegion,
+    /// Where the wanted bytes begin in it.
+    pub skip: usize,
+    /// Bytes of a page.
+    page: usize,
+}
+
+impl Mapped {
+    /// Has `alarm` ring when the file becomes shorter. The caller drops the guard before the mapping.
+    pub fn guard(&self, alarm: &Arc<Alarm>) -> Result<Guard, MapError> {
+        let (start, len) = (self.region.as_ptr(), self.region.size());
+        // SAFETY: `region` is a mapping of a file, and the callers keep it beside the guard and
+        // drop it later; who accesses it holds what both are in.
+        unsafe { fault::guard(start, len, self.page, alarm) }.map_err(MapError::Guard)
+    }
+}
+
+/// Maps `size` bytes at `offset` of `file`, which must hold them.
+pub(super) fn map_file(file: File, size: u64, offset: u64) -> Result<Mapped, MapError> {
     let meta = file.metadata().map_err(MapError::Map)?;
     let needs = offset.checked_add(size).ok_or(MapError::Overflow)?;
     if meta.len() < needs {
@@ -264,9 +299,9 @@ pub(super) fn map_file(
         .and_then(|n| n.checked_next_multiple_of(page))
         .and_then(|n| usize::try_from(n).ok())
         .ok_or(MapError::Overflow)?;
-    let mapping = MmapRegion::from_file(FileOffset::new(file, offset - skip), len)
+    let region = MmapRegion::from_file(FileOffset::new(file, offset - skip), len)
         .map_err(|e| MapError::Map(io::Error::other(e)))?;
-    Ok((mapping, skip as usize))
+    Ok(Mapped { region, skip: skip as usize, page: page as usize })
 }
 
 /// The page size of a mapping of `file`: the huge page size on hugetlbfs.

@@ -4,6 +4,7 @@
 //! system call or instruction whose arguments this module checked itself.
 
 pub mod clock;
+pub mod fault;
 pub mod limits;
 mod netdev;
 pub mod poller;

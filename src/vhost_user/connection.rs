@@ -15,6 +15,7 @@ use thiserror::Error;
 use vhost::vhost_user::{BackendReqHandler, Error as LibraryError};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::sys::fault::Alarm;
 use crate::sys::socket::{Received, receive};
 
 use super::handler::Handler;
@@ -32,6 +33,12 @@ pub(super) enum End {
     /// We are to stop.
     #[error("stopped")]
     Stopped,
+    /// The frontend took memory away that it shared.
+    #[error(
+        "the file behind the guest's memory or dirty log became shorter, or no huge page is left for \
+         it; the guest must be restarted"
+    )]
+    MemoryLost,
     /// The frontend closed it elsewhere.
     #[error("the frontend left in the middle of a message")]
     Truncated,
@@ -66,6 +73,8 @@ pub(super) struct Connection {
     stream: Arc<UnixStream>,
     library: Library,
     journal: Arc<Journal>,
+    /// The session's.
+    alarm: Arc<Alarm>,
     /// Messages that were followed or refused.
     served: u64,
 }
@@ -81,7 +90,8 @@ impl Connection {
         session: Session,
         journal: Arc<Journal>,
     ) -> io::Result<Self> {
-        Ok(Self { stream, library: Library::new(session)?, journal, served: 0 })
+        let alarm = session.alarm();
+        Ok(Self { stream, library: Library::new(session)?, journal, alarm, served: 0 })
     }
 
     /// How many messages came.
@@ -94,6 +104,9 @@ impl Connection {
         let stream = Arc::clone(&self.stream);
         let mut inbox = Inbox::new();
         loop {
+            if self.alarm.is_rung() {
+                return End::MemoryLost;
+            }
             let result = match inbox.next(&stream) {
                 Ok(message) => self.follow(message),
                 Err(Lack::Incomplete) => match wait() {

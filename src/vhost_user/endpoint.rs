@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::config::{SocketRole, VhostUserSettings};
 use crate::ring::{QueueEvents, Queues};
+use crate::sys::fault::Alarm;
 use crate::sys::poller::{Events, Poller, Trigger, Waker};
 use crate::sys::socket::{Listener, SocketError, connect};
 
@@ -216,7 +217,9 @@ impl Server {
         let journal = Arc::clone(&self.journal);
         // Edge: a message that is there in part must not end each sleep.
         self.poller.add(stream.as_fd(), STREAM, Trigger::Edge)?;
-        let session = Session::new(queues, events, Arc::clone(&journal), self.mtu);
+        // Ends the sleep in `attend`.
+        let alarm = Arc::new(Alarm::new(Waker::new(&self.poller, WAKER)?));
+        let session = Session::new(queues, events, Arc::clone(&journal), self.mtu, alarm);
         let mut connection = Connection::new(Arc::clone(stream), session, Arc::clone(&journal))?;
         let end = connection.serve(|| self.attend());
         // The owner of the endpoint may still hold it: closing ours would leave it in.

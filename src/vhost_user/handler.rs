@@ -175,8 +175,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.0.remove_region(region.guest_phys_addr, region.memory_size, region.user_addr);
-        Ok(())
+        self.0
+            .remove_region(region.guest_phys_addr, region.memory_size, region.user_addr)
+            .map_err(refused)
     }
 
     fn set_device_state_fd(

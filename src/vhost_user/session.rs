@@ -33,6 +33,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::mem::{DirtyLog, MapError, RegionMap, RegionSpec};
 use crate::ring::{LinkState, QueueEvents, Queues, Ring, RingAddress, RingError, feature};
+use crate::sys::fault::Alarm;
 use crate::sys::socket::{eventfd_to_signal, eventfd_to_watch};
 
 use super::features::{OFFERED, OFFERED_PROTOCOL, PROTOCOL_FEATURES};
@@ -114,6 +115,8 @@ pub(super) struct Session {
     journal: Arc<Journal>,
     /// The largest MTU that the frontend may announce to its guest.
     mtu: Option<u16>,
+    /// Rings when the frontend takes memory away that it shared.
+    alarm: Arc<Alarm>,
     features: u64,
     /// The frontend asked what is on offer: a condition of REPLY_ACK in the `vhost` crate.
     features_read: bool,
@@ -132,12 +135,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// A connection without any message yet. `mtu` limits what the frontend may announce, bytes.
+    /// A connection without any message yet. `mtu` limits what the frontend may announce, bytes;
+    /// `alarm` rings when the frontend takes memory away that it shared.
     pub fn new(
         queues: Arc<Queues>,
         events: Arc<dyn QueueEvents>,
         journal: Arc<Journal>,
         mtu: Option<u16>,
+        alarm: Arc<Alarm>,
     ) -> Self {
         let rings = queues.len();
         let mut session = Self {
@@ -145,6 +150,7 @@ impl Session {
             events,
             journal,
             mtu,
+            alarm,
             features: 0,
             features_read: false,
             protocol_features: 0,
@@ -158,6 +164,11 @@ impl Session {
         };
         session.tell_link();
         session
+    }
+
+    /// What rings when the frontend takes memory away that it shared.
+    pub fn alarm(&self) -> Arc<Alarm> {
+        Arc::clone(&self.alarm)
     }
 
     /// Whether messages with NEED_REPLY are acknowledged: as the `vhost` crate sees it.
@@ -219,8 +230,7 @@ impl Session {
     /// SET_MEM_TABLE.
     pub fn set_memory(&mut self, specs: Vec<RegionSpec>) -> Result<(), Refusal> {
         let map = RegionMap::map(specs)?;
-        self.replace_memory(map);
-        Ok(())
+        self.replace_memory(map)
     }
 
     /// ADD_MEM_REG. A region that is there already is fine.
@@ -231,31 +241,43 @@ impl Session {
             None => RegionMap::map(vec![spec])?,
         };
         if map.len() != before {
-            self.replace_memory(map);
+            self.replace_memory(map)?;
         }
         Ok(())
     }
 
     /// REM_MEM_REG. A region that is not there is fine: QEMU repeats it for each queue pair.
-    pub fn remove_region(&mut self, guest_addr: u64, size: u64, user_addr: u64) {
-        let Some(memory) = &self.memory else { return };
+    pub fn remove_region(
+        &mut self,
+        guest_addr: u64,
+        size: u64,
+        user_addr: u64,
+    ) -> Result<(), Refusal> {
+        let Some(memory) = &self.memory else {
+            return Ok(());
+        };
         let map = memory.remove(guest_addr, size, user_addr);
         if map.len() != memory.len() {
-            self.replace_memory(map);
+            self.replace_memory(map)?;
         }
+        Ok(())
     }
 
-    fn replace_memory(&mut self, map: RegionMap) {
+    fn replace_memory(&mut self, mut map: RegionMap) -> Result<(), Refusal> {
+        map.guard(&self.alarm)?;
         let map = Some(Arc::new(map));
         // Unmapped at the end of this function, when no ring has it any more.
         let _old = std::mem::replace(&mut self.memory, map.clone());
         self.change(|rings| rings.iter_mut().for_each(|ring| ring.set_memory(map.clone())));
+        Ok(())
     }
 
     /// SET_LOG_BASE: `size` bytes of bitmap at `offset` of `file`. When it returns, no worker
     /// writes to the old log any more.
     pub fn set_log(&mut self, file: File, size: u64, offset: u64) -> Result<(), Refusal> {
-        let log = Some(Arc::new(DirtyLog::map(file, size, offset)?));
+        let mut log = DirtyLog::map(file, size, offset)?;
+        log.guard(&self.alarm)?;
+        let log = Some(Arc::new(log));
         let _old = std::mem::replace(&mut self.log, log.clone());
         self.change(|rings| rings.iter_mut().for_each(|ring| ring.set_log(log.clone())));
         Ok(())

@@ -637,3 +637,36 @@ fn a_call_descriptor_that_is_full_holds_up_nobody() {
     bench.recovers();
     bench.end();
 }
+
+/// Frames from a neighbour make the switch write to the memory of the guest on `v`, and it looks
+/// at that guest's transmit ring anyway. Then the connection ends, and the port serves the next one.
+fn loses_its_memory(mut bench: Bench, guest: Guest) {
+    bench.a.send_all(0, &vec![Frame::pattern(mac(3), mac(1), 1514, 1); 8], &Layout::whole());
+    assert!(bench.a.flush(0, PATIENCE), "the worker goes on");
+    assert!(guest.connection().closed_within(PATIENCE), "the connection is ended");
+    bench.switch.process().output_with("the file behind the guest's memory", 0, PATIENCE);
+    drop(guest);
+    bench.neighbours();
+    bench.recovers();
+    bench.end();
+}
+
+#[test]
+fn a_memory_file_that_is_cut_off_ends_its_own_port_only() {
+    let mut bench = Bench::new();
+    let mut guest = bench.guest();
+    transfer((&mut guest, 3), (&mut bench.a, 1), 1);
+    guest.memory().file().set_len(0).expect("a shorter file");
+    loses_its_memory(bench, guest);
+}
+
+#[test]
+fn a_dirty_log_that_is_cut_off_ends_its_own_port_only() {
+    let mut bench = Bench::new();
+    let mut guest = bench.guest();
+    transfer((&mut guest, 3), (&mut bench.a, 1), 1);
+    let log = guest.start_log().expect("a log");
+    transfer((&mut bench.a, 1), (&mut guest, 3), 2);
+    log.file().set_len(0).expect("a shorter file");
+    loses_its_memory(bench, guest);
+}

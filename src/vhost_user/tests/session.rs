@@ -75,7 +75,8 @@ fn orders(steps: &mut Vec<Step>, fixed: usize, visit: &mut impl FnMut(&[Step])) 
 
 fn session(queues: &Arc<Queues>) -> Session {
     let journal = Arc::new(Journal::new("test"));
-    Session::new(Arc::clone(queues), Arc::new(Recorder::default()), journal, None)
+    let alarm = Arc::default();
+    Session::new(Arc::clone(queues), Arc::new(Recorder::default()), journal, None, alarm)
 }
 
 #[test]
