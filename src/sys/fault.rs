@@ -170,8 +170,7 @@ fn replace(address: usize) -> bool {
             continue;
         }
         let from = address - address % page;
-        let flags =
-            libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: `guard` was promised that the range is a mapping of its own with pages of this
         // size; it stays mapped while this thread accesses it.
         let mapped = unsafe {

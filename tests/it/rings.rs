@@ -9,10 +9,12 @@ use fakeguest::{Frame, Guest, Layout, features};
 
 use crate::support::lan::{PATIENCE, arrived, arrived_on, attach, bytes_arrived, guest, send};
 use crate::support::over_both_formats;
+use crate::support::proc::worker_calls;
 use crate::support::switch::Switch;
 use crate::support::wait_for;
 
 over_both_formats! {
+    frames_cost_no_system_call_but_the_calls_that_are_wanted
     receivers_are_called_as_they_ask_and_once_a_burst_at_most
     senders_are_called_as_they_ask_and_once_a_burst_at_most
     buffers_come_back_in_the_order_in_which_they_were_given
@@ -79,6 +81,29 @@ fn receivers_are_called_as_they_ask_and_once_a_burst_at_most(format: u64) {
         assert_eq!(counted, 1 + of_four_bursts);
         switch.stop();
     }
+}
+
+fn frames_cost_no_system_call_but_the_calls_that_are_wanted(format: u64) {
+    let (mut switch, mut a, mut b) = two(format | features::LINUX);
+    let pid = switch.process().pid();
+    for (wanted, expected) in [(false, 0), (true, 1)] {
+        let before = worker_calls(pid);
+        if wanted {
+            b.queue(0).rx.ring.arm();
+        }
+        for count in [1, 100, 200, 100] {
+            let frames = numbered(count);
+            assert_eq!(a.send_all(0, &frames, &Layout::whole()), frames.len());
+            // Not by a wait that asks for a call.
+            let ring = &mut a.queue(0).tx.ring;
+            wait_for("frames", PATIENCE, || (u32::from(ring.ready()) == count).then_some(()));
+            a.queue(0).tx.reclaim();
+            assert_eq!(bytes_arrived(&mut b), bytes(&frames));
+        }
+        settle(&mut switch, &a);
+        assert_eq!(worker_calls(pid) - before, expected, "calls wanted: {wanted}");
+    }
+    switch.stop();
 }
 
 fn senders_are_called_as_they_ask_and_once_a_burst_at_most(format: u64) {

@@ -171,6 +171,24 @@ pub fn holds_again(pid: u32, before: Holdings) {
     }
 }
 
+/// Reads and writes that the workers of process `pid` have made, whatever to: of eventfds, sockets
+/// and TAPs.
+pub fn worker_calls(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a live process");
+    let calls = |task: fs::DirEntry| -> u64 {
+        let text = |what| fs::read_to_string(task.path().join(what)).expect("a live thread");
+        if !text("comm").starts_with("worker") {
+            return 0;
+        }
+        let count = |line: &str| {
+            let value = line.strip_prefix("syscr: ").or_else(|| line.strip_prefix("syscw: "))?;
+            value.parse::<u64>().ok()
+        };
+        text("io").lines().filter_map(count).sum()
+    };
+    tasks.map(|task| calls(task.expect("a thread"))).sum()
+}
+
 /// Processor time that process `pid` has used, all its threads together.
 pub fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a live process");
