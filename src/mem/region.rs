@@ -226,15 +226,27 @@ impl RegionMap {
 
     /// The host address of guest address `addr`, and how many of the `len` bytes from there on lie
     /// in the same region. `window` is the region of the last call, which is tried first.
+    #[inline]
     pub(crate) fn translate(
         &self,
         addr: u64,
         len: u32,
         window: &mut Window,
     ) -> Option<(NonNull<u8>, u32)> {
-        if let Some(host) = window.whole(addr, len) {
-            return Some((host, len));
+        match window.whole(addr, len) {
+            Some(host) => Some((host, len)),
+            None => self.translate_elsewhere(addr, len, window),
         }
+    }
+
+    /// The rest of [`Self::translate`]: in another region, or in part.
+    #[inline(never)]
+    fn translate_elsewhere(
+        &self,
+        addr: u64,
+        len: u32,
+        window: &mut Window,
+    ) -> Option<(NonNull<u8>, u32)> {
         let index = self.regions.partition_point(|r| r.guest_addr <= addr).checked_sub(1)?;
         let r = self.regions.get(index)?;
         *window = Window { guest_addr: r.guest_addr, size: r.size, host: r.host };

@@ -125,12 +125,13 @@ impl Ahead {
     /// Adds a buffer that is one descriptor and one piece, as Linux and DPDK post them. Returns
     /// whether it is.
     #[inline]
-    fn add_one_piece(&mut self, head: Head, desc: Desc) -> bool {
-        let Some(ptr) = self.window.whole(desc.addr, desc.len()) else {
+    fn add_one_piece(&mut self, mem: &RegionMap, head: Head, desc: Desc) -> bool {
+        let Some((ptr, len)) = mem.translate(desc.addr, desc.len(), &mut self.window) else {
             return false;
         };
-        let buffer = Buffer { ptr, guest_addr: desc.addr, len: desc.len(), head, pieces: 0 };
-        if !desc.is_whole_chain(DESC_F_WRITE) || !self.buffers.push(buffer) {
+        let buffer = Buffer { ptr, guest_addr: desc.addr, len, head, pieces: 0 };
+        let is_one = desc.is_whole_chain(DESC_F_WRITE) && len == desc.len();
+        if !is_one || !self.buffers.push(buffer) {
             return false;
         }
         prefetch_start(ptr.as_ptr());
@@ -210,7 +211,7 @@ impl<F: Format> LiveRing<F> {
         ahead.descriptors = ahead.descriptors.saturating_sub(more);
         let heads = heads.get(..more).unwrap_or_default();
         for (head, first) in heads.iter().zip(first) {
-            if !ahead.add_one_piece(*head, *first)
+            if !ahead.add_one_piece(mem, *head, *first)
                 && (ahead.descriptors == 0 || !ahead.add_chain(ring, mem, *head, *first))
             {
                 break;

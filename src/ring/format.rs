@@ -127,7 +127,7 @@ impl<'m> Table<'m> {
 /// What completes a chain.
 ///
 /// One word, as [`Desc`] is two.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Head(u32);
 
 impl Head {

@@ -269,7 +269,7 @@ impl Ring {
         Box::new(LiveRing {
             ahead: Ahead::default(),
             ring,
-            heads: [Head::default(); BURST],
+            heads: [Head::NONE; BURST],
             first: [Desc::NONE; BURST],
             mem: Arc::clone(mem),
             plain: modern && log.is_none(),

@@ -123,7 +123,6 @@ impl Bucket {
     }
 }
 
-/// One place of a bucket.
 /// A MAC address, and its hash in one table.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Address {
@@ -131,6 +130,7 @@ pub struct Address {
     hash: u64,
 }
 
+/// One place of a bucket.
 #[derive(Clone, Copy)]
 struct Slot<'table> {
     entry: &'table AtomicU64,
