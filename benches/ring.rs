@@ -23,7 +23,7 @@ use ringswitch::frame::PortId;
 use ringswitch::port::{Kind, Port, VhostPort};
 use ringswitch::ring::Queues;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
-use ringswitch::vhost_user::Endpoint;
+use ringswitch::vhost_user::{Endpoint, PortSocket};
 use ringswitch::worker::{Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
 
 /// Bytes of a frame, without the virtio-net header, and how many go at a time.
@@ -70,7 +70,8 @@ impl Bed {
             };
             let events = PortEvents::new(shared.clone(), placement.clone(), port.clone());
             let queues = vhost.queues().clone();
-            let endpoint = Endpoint::spawn(&port.name, socket, queues, Arc::new(events));
+            let socket = PortSocket::open(socket).expect("a socket");
+            let endpoint = Endpoint::spawn(&port.name, socket, None, queues, Arc::new(events));
             Some(endpoint.expect("a socket"))
         });
         let endpoints = endpoints.collect();

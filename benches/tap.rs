@@ -15,7 +15,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fakeguest::host::{PacketSocket, within};
 use fakeguest::{Frame, Guest, Layout, frames};
 use ringswitch::config::Settings;
-use ringswitch::control::Switch;
+use ringswitch::control::{Opened, Switch};
 
 /// Frames that are under way at a time.
 const BURST: usize = 64;
@@ -46,7 +46,7 @@ fn bench(criterion: &mut Criterion) {
     let switch = within(NETNS, || {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("no IPv6");
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("no IPv6");
-        Switch::start(&settings).expect("a switch")
+        Switch::start(&settings, Opened::new(&settings).expect("ports")).expect("a switch")
     })
     .expect("a namespace");
     ip(&format!("-n {NETNS} link set rs0 mtu 65521 txqueuelen 500"));

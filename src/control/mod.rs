@@ -1,10 +1,12 @@
 //! Builds the switch from its settings, runs it, and ends it.
 
+mod open;
 mod statistics;
 mod switch;
 
 use thiserror::Error;
 
+pub use open::Opened;
 pub use statistics::Statistics;
 pub use switch::Switch;
 
@@ -51,7 +53,7 @@ pub fn run(settings: Settings) -> Result<(), Error> {
     // Before threads are started: they inherit the handling.
     let mut signals = Signals::install()
         .map_err(|source| Error::System { what: "install signal handlers", source })?;
-    let switch = Switch::start(&settings)?;
+    let switch = Switch::start(&settings, Opened::new(&settings)?)?;
     log::info!("ready: {} ports, {} workers", settings.ports.len(), settings.workers.count);
     while signals.wait() == Event::DumpStatistics {
         switch.statistics().log();

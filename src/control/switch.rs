@@ -5,17 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::config::{PortKind, PortSettings, Settings, VhostUserSettings};
-use crate::frame::PortId;
-use crate::port::{Kind, Port, TapPort, VhostPort};
-use crate::ring::Queues;
+use crate::config::Settings;
+use crate::port::{Kind, Port};
 use crate::sys::poller::Trigger;
-use crate::sys::tap::{Tap, TapOptions};
-use crate::sys::{clock, limits, thread as sys_thread};
+use crate::sys::{clock, thread as sys_thread};
 use crate::table::mac::{self, MacTable, MacTableConfig};
 use crate::vhost_user::Endpoint;
 use crate::worker::{Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
 
+use super::open::{Opened, OpenedSocket};
 use super::{Error, Statistics};
 
 /// How often aged addresses are swept out of the MAC table.
@@ -29,23 +27,19 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Opens the ports and starts the workers.
+    /// Starts the threads, on ports that were opened by these settings.
     ///
     /// # Errors
     ///
-    /// [`enum@Error`]; what was opened before it is closed again, and sockets are unlinked.
-    pub fn start(settings: &Settings) -> Result<Self, Error> {
-        if let Err(e) = limits::raise_nofile() {
-            log::warn!("cannot raise the limit of open files: {e}");
-        }
-        let workers = settings.workers.count;
-        let ports = open_ports(settings)?;
-        let placement = Arc::new(Placement::new(&ports, workers));
+    /// [`enum@Error`]; what was opened is closed again, and sockets are unlinked.
+    pub fn start(settings: &Settings, opened: Opened) -> Result<Self, Error> {
+        let Opened { ports, sockets } = opened;
+        let placement = Arc::new(Placement::new(&ports, settings.workers.count));
         let shared = Arc::new(share(settings, ports)?);
         let mut switch = Self { shared, endpoints: Vec::new(), threads: Vec::new() };
         switch.watch_taps(&placement)?;
         switch.start_threads(settings, &placement)?;
-        switch.open_endpoints(settings, &placement)?;
+        switch.serve(sockets, &placement)?;
         Ok(switch)
     }
 
@@ -108,21 +102,19 @@ impl Switch {
         Ok(())
     }
 
-    /// Opens the sockets, last: a frontend that is served finds a working switch.
-    fn open_endpoints(
+    /// Serves the sockets, last: a frontend that is served finds a working switch.
+    fn serve(
         &mut self,
-        settings: &Settings,
+        sockets: Vec<OpenedSocket>,
         placement: &Arc<Placement>,
     ) -> Result<(), Error> {
-        for (port, wanted) in self.shared.ports.iter().zip(&settings.ports) {
-            let (Kind::Vhost(vhost), PortKind::VhostUser(socket)) = (&port.kind, &wanted.kind)
-            else {
-                continue;
-            };
+        for OpenedSocket { port, socket, mtu } in sockets {
+            let Some(port) = self.shared.ports.get(port.index()) else { continue };
+            let Kind::Vhost(vhost) = &port.kind else { continue };
             let events =
                 PortEvents::new(Arc::clone(&self.shared), Arc::clone(placement), Arc::clone(port));
             let queues = Arc::clone(vhost.queues());
-            let endpoint = Endpoint::spawn(&port.name, socket, queues, Arc::new(events))
+            let endpoint = Endpoint::spawn(&port.name, socket, mtu, queues, Arc::new(events))
                 .map_err(|source| Error::Endpoint { port: port.name.clone(), source })?;
             self.endpoints.push(endpoint);
         }
@@ -143,27 +135,6 @@ impl Drop for Switch {
             }
         }
     }
-}
-
-fn open_ports(settings: &Settings) -> Result<Box<[Arc<Port>]>, Error> {
-    let open = |(index, wanted): (usize, &PortSettings)| {
-        let kind = match &wanted.kind {
-            PortKind::VhostUser(VhostUserSettings { queue_pairs, .. }) => {
-                Kind::Vhost(VhostPort::new(Arc::new(Queues::new(*queue_pairs))))
-            }
-            PortKind::Tap(tap) => {
-                let queues = settings.workers.count;
-                let options = TapOptions { queues, mtu: tap.mtu, bridge: tap.bridge.clone() };
-                let opened = Tap::open(&tap.device, &options);
-                Kind::Tap(TapPort::new(
-                    opened.map_err(|source| Error::Tap { port: wanted.name.clone(), source })?,
-                ))
-            }
-        };
-        let id = PortId(index as u16);
-        Ok(Arc::new(Port::new(id, wanted.name.clone(), kind, settings.workers.count)))
-    };
-    settings.ports.iter().enumerate().map(open).collect()
 }
 
 fn share(settings: &Settings, ports: Box<[Arc<Port>]>) -> Result<Shared, Error> {

@@ -46,6 +46,35 @@ pub enum EndpointError {
     System(#[from] io::Error),
 }
 
+/// The socket of a port that nobody serves yet. In the server role frontends can connect already;
+/// they wait for [`Endpoint::spawn`].
+#[derive(Debug)]
+pub struct PortSocket {
+    path: PathBuf,
+    /// In the server role.
+    listener: Option<Listener>,
+}
+
+impl PortSocket {
+    /// Listens on the socket, in the server role. The client role needs nothing beforehand.
+    ///
+    /// Apart from [`Endpoint::spawn`], because it may need rights that a thread must not have.
+    ///
+    /// # Errors
+    ///
+    /// [`EndpointError::Socket`], which says what to do.
+    pub fn open(settings: &VhostUserSettings) -> Result<Self, EndpointError> {
+        let path = settings.socket.clone();
+        let listener = match settings.role {
+            SocketRole::Server => {
+                Some(Listener::bind(&path, settings.owner.as_deref(), settings.mode)?)
+            }
+            SocketRole::Client => None,
+        };
+        Ok(Self { path, listener })
+    }
+}
+
 /// A running vhost-user socket. Dropping it ends the connection, resets the rings, removes the
 /// socket file and waits for the thread.
 pub struct Endpoint {
@@ -63,29 +92,26 @@ struct Shared {
 }
 
 impl Endpoint {
-    /// Serves the socket of port `name`. In the server role it listens already when this returns.
+    /// Serves `socket`, which is that of port `name`.
     ///
-    /// `queues` are the port's rings, `events` hears of changes to them.
+    /// `mtu` is what the guest is told, `queues` are the port's rings, `events` hears of changes to
+    /// them.
     ///
     /// # Errors
     ///
-    /// [`EndpointError`]: the socket, or the system's limits.
+    /// [`EndpointError::System`]: the system's limits.
     pub fn spawn(
         name: &str,
-        settings: &VhostUserSettings,
+        socket: PortSocket,
+        mtu: Option<u16>,
         queues: Arc<Queues>,
         events: Arc<dyn QueueEvents>,
     ) -> Result<Self, EndpointError> {
+        let PortSocket { path, listener } = socket;
         let poller = Poller::new()?;
-        let listener = match settings.role {
-            SocketRole::Server => {
-                let owner = settings.owner.as_deref();
-                let listener = Listener::bind(&settings.socket, owner, settings.mode)?;
-                poller.add(listener.as_fd(), LISTENER, Trigger::Level)?;
-                Some(listener)
-            }
-            SocketRole::Client => None,
-        };
+        if let Some(listener) = &listener {
+            poller.add(listener.as_fd(), LISTENER, Trigger::Level)?;
+        }
         let shared = Arc::new(Shared {
             stopping: AtomicBool::new(false),
             waker: Waker::new(&poller, WAKER)?,
@@ -97,11 +123,11 @@ impl Endpoint {
             events_buffer: Events::with_capacity(4),
             listener,
             next: None,
-            socket: settings.socket.clone(),
+            socket: path,
             journal: Arc::new(Journal::new(name)),
             queues,
             events,
-            mtu: settings.mtu,
+            mtu,
         };
         let thread = std::thread::Builder::new()
             .name(format!("vu-{name}"))

@@ -39,4 +39,4 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, PortSocket};

@@ -11,7 +11,7 @@ use crate::config::{PortKind, Settings};
 use crate::port::Port;
 use crate::ring::Queues;
 use crate::table::mac::{MacTable, MacTableConfig};
-use crate::vhost_user::Endpoint;
+use crate::vhost_user::{Endpoint, PortSocket};
 
 /// Steps after which an order has been obeyed and a frame taken: both are there already.
 const STEPS: usize = 10;
@@ -46,7 +46,9 @@ impl Bed {
         else {
             unreachable!("it is a guest's port")
         };
-        let endpoint = Endpoint::spawn("a", socket, vhost.queues().clone(), events).unwrap();
+        let socket = PortSocket::open(socket).unwrap();
+        let queues = vhost.queues().clone();
+        let endpoint = Endpoint::spawn("a", socket, None, queues, events).unwrap();
         let guest = Guest::builder(&path).without(without).attach().unwrap();
         let worker = Worker::new(shared, &placement, 0, PollMode::Poll);
         Self { worker, guest, _endpoint: endpoint, _directory: directory }

@@ -1,12 +1,10 @@
 //! Frontends that come and go, and both roles.
 
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
 
 use crate::config::{SocketRole, VhostUserSettings};
-use crate::ring::Queues;
 use crate::sys::socket::SocketError;
-use crate::vhost_user::{Endpoint, EndpointError};
+use crate::vhost_user::{EndpointError, PortSocket};
 
 use super::frontend::*;
 
@@ -133,9 +131,9 @@ fn a_socket_in_use_is_refused_when_spawning() {
             queue_pairs: 1,
             mtu: None,
         };
-        Endpoint::spawn("other", &settings, Arc::new(Queues::new(1)), Arc::new(Recorder::default()))
+        PortSocket::open(&settings)
     };
-    let error = spawn().err().expect("the socket is in use");
+    let error = spawn().expect_err("the socket is in use");
     assert!(matches!(&error, EndpointError::Socket(SocketError::InUse(_))), "{error}");
     port.assert_serves();
 }

@@ -54,7 +54,7 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Starts it and waits until all its sockets are there.
+    /// Starts it and waits until it is ready.
     pub fn start(self) -> Switch {
         let dir = tempfile::tempdir().expect("a directory");
         let binary = env!("CARGO_BIN_EXE_ringswitch");
@@ -80,7 +80,7 @@ impl<'a> Builder<'a> {
         command.args(&self.more);
         let process = Process::start("ringswitch", command, &dir.path().join("log"));
         let mut switch = Switch { process, ports: self.ports, dir };
-        switch.wait_for_sockets();
+        switch.wait_until_ready();
         switch
     }
 
@@ -193,16 +193,12 @@ impl Switch {
         &mut self.process
     }
 
-    fn wait_for_sockets(&mut self) {
-        if self.ports.is_empty() {
-            // Sockets come last; without one, only the log tells that the other ports are there.
-            self.process.output_with("ready: ", 0, PATIENCE);
+    fn wait_until_ready(&mut self) {
+        // Sockets are there before the threads that serve them.
+        self.process.output_with("ready: ", 0, PATIENCE);
+        for port in &self.ports {
+            assert!(self.socket(port).exists(), "no socket for port {port}");
         }
-        wait_for("socket for each port", PATIENCE, || {
-            let ended = self.process.ended();
-            assert!(ended.is_none(), "the switch ended at once: {ended:?}");
-            self.ports.iter().all(|port| self.socket(port).exists()).then_some(())
-        });
     }
 
     /// Its statistics now.
