@@ -10,6 +10,7 @@ import subprocess
 import host
 
 CARGO_NEEDED = (1, 95)
+STATIC = ["--", "-Ctarget-feature=+crt-static", "-Cstrip=symbols"]
 GET_CARGO = "Debian 12's own is too old; https://rustup.rs installs a current one"
 
 
@@ -35,16 +36,16 @@ def switch():
     return program("ringswitch", "ringswitch")
 
 
-def program(package, name, kind="bin"):
+def program(package, name, kind="bin", static=False):
     """Builds a package's program (`kind`: bin or bench), optimised, and returns its path; cargo's
-    progress goes to stderr.
+    progress goes to stderr. `static`: without shared libraries, for machines that have none.
     """
     host.need(["cc"])
     cargo = _cargo()
     # rustup's directory holds rustc too, which cargo looks for on PATH.
     path = f"{os.environ['PATH']}:{pathlib.Path(cargo).parent}"
-    command = [cargo, "build", "--release", "--locked", "--package", package, f"--{kind}", name,
-               "--message-format=json-render-diagnostics"]
+    command = [cargo, "rustc" if static else "build", "--release", "--locked", "--package", package,
+               f"--{kind}", name, "--message-format=json-render-diagnostics", *(STATIC if static else [])]
     host.say(f"building {name}")
     with subprocess.Popen(command, cwd=host.REPOSITORY, stdin=subprocess.DEVNULL, text=True,
                           stdout=subprocess.PIPE, env=dict(os.environ, PATH=path)) as building:

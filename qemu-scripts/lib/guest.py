@@ -33,14 +33,14 @@ class Guest:
         self._control = Control(self._socket, alive=lambda: self._process.poll() is None)
 
     @classmethod
-    def boot(cls, settings, directory, prefix=()):
+    def boot(cls, settings, directory, prefix=(), made=None):
         """Starts a guest whose logs and control socket go to `directory`; `prefix` is a command
-        that wraps QEMU's (`ip netns exec NAME`). Several guests boot in parallel when each is
-        awaited afterwards."""
+        that wraps QEMU's (`ip netns exec NAME`), `made` another Image than the usual one. Several
+        guests boot in parallel when each is awaited afterwards."""
         guest = cls(settings, directory)
         accelerator = accel.choose()
         serials = (f"file:{guest.console_log}", f"unix:{guest._socket},server=on,wait=off")
-        argv = qemu.command_line(settings, image.make(), accelerator, serials)
+        argv = qemu.command_line(settings, made or image.make(), accelerator, serials)
         guest._process = host.spawn([*prefix, *argv], guest.qemu_log)
         return guest
 

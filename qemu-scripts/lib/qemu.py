@@ -8,6 +8,8 @@ import dataclasses
 import host
 
 QEMU = "qemu-system-x86_64"
+# The most memory of a guest with slots for more, MiB: room in its address space, not memory.
+MAX_MEMORY = 8192
 ACCELERATOR = {"kvm": ["-accel", "kvm", "-cpu", "host"], "tcg": ["-accel", "tcg,thread=multi"]}
 KERNEL_PARAMETERS = ("console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable no_timer_check "
                      "random.trust_cpu=on mitigations=off nokaslr audit=0")
@@ -34,6 +36,8 @@ class Settings:
     memory: int = 256  # MiB
     cpus: int | None = None  # as many as queue pairs, unless told
     device: str = ""  # further options of virtio-net-pci: "csum=off,guest_tso4=off"
+    slots: int = 0  # for memory that is plugged in later
+    qmp: str | None = None  # a socket for QEMU's commands
 
 
 def _network(settings, accelerator):
@@ -76,6 +80,12 @@ def _smp(settings, accelerator):
     return f"{cpus},maxcpus={max(cpus, 2)}"
 
 
+def _memory(settings):
+    """The value of -m."""
+    slots = f",slots={settings.slots},maxmem={MAX_MEMORY}M" if settings.slots else ""
+    return f"{settings.memory}M{slots}"
+
+
 def command_line(settings, made, accelerator, serials):
     """QEMU's arguments for a guest.
 
@@ -91,8 +101,9 @@ def command_line(settings, made, accelerator, serials):
         # vhost-user maps the guest's memory into the switch: it must be a file, and shared.
         "-machine", "q35,memory-backend=mem",
         "-object", f"memory-backend-memfd,id=mem,size={settings.memory}M,share=on",
-        "-m", f"{settings.memory}M", "-smp", _smp(settings, accelerator),
+        "-m", _memory(settings), "-smp", _smp(settings, accelerator),
         "-kernel", str(made.kernel), "-initrd", str(made.initramfs), "-append", append,
         "-serial", serials[0], "-serial", serials[1],
+        *(["-qmp", f"unix:{settings.qmp},server=on,wait=off"] if settings.qmp else []),
         *_network(settings, accelerator),
     ]
