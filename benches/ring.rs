@@ -24,7 +24,7 @@ use ringswitch::port::{Kind, Port, VhostPort};
 use ringswitch::ring::Queues;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
 use ringswitch::vhost_user::{Endpoint, PortSocket};
-use ringswitch::worker::{Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
+use ringswitch::worker::{Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
 
 /// Bytes of a frame, without the virtio-net header, and how many go at a time.
 const FRAMES: [(usize, usize); 5] = [(64, 64), (512, 64), (1518, 64), (9000, 32), (65_000, 8)];
@@ -62,6 +62,7 @@ impl Bed {
             mailboxes: [Arc::new(Mailbox::new().expect("a mailbox"))].into(),
             counters: [WorkerCounters::default()].into(),
             stop: AtomicBool::new(false),
+            gate: Gate::default(),
         });
         let endpoints = shared.ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
             let (Kind::Vhost(vhost), PortKind::VhostUser(socket)) = (&port.kind, &wanted.kind)

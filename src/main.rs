@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ringswitch::config::{ConfigErrors, Settings};
-use ringswitch::control;
+use ringswitch::control::{self, Start};
 
 use cli::attach::{AttachError, Attachment};
 use cli::{ArgsArgs, Cli, Command, LogLevel, RunArgs};
@@ -29,6 +29,15 @@ enum Failure {
     Attach(#[from] AttachError),
     #[error(transparent)]
     Run(#[from] control::Error),
+    #[error(
+        "no upgrade socket is configured: give both processes one, by `socket` in [upgrade] of the \
+         configuration, or by --upgrade-socket"
+    )]
+    NoUpgradeSocket,
+    #[error("cannot start the process that is to take over")]
+    Spawn(#[source] io::Error),
+    #[error("the switch that runs goes on; the reason stands above")]
+    NotUpgraded,
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
 }
@@ -43,8 +52,8 @@ impl From<ConfigErrors> for Failure {
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::Run(_) | Failure::Output(_) => 1,
-            Failure::Config(_) | Failure::Attach(_) => 2,
+            Failure::Run(_) | Failure::Output(_) | Failure::Spawn(_) | Failure::NotUpgraded => 1,
+            Failure::Config(_) | Failure::Attach(_) | Failure::NoUpgradeSocket => 2,
         }
     }
 }
@@ -54,6 +63,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
         Command::Run(args) => run(args),
+        Command::Upgrade(args) => cli::upgrade::run(&args.run),
         Command::Check { file } => check(file),
         Command::Args(args) => attach(args),
     };
@@ -68,7 +78,8 @@ fn main() -> ExitCode {
 
 fn run(args: &RunArgs) -> Result<(), Failure> {
     start_log(args.log_level);
-    Ok(control::run(args.settings()?)?)
+    let start = if args.take_over { Start::TakeOver } else { Start::Fresh };
+    Ok(control::run(args.settings()?, start)?)
 }
 
 fn check(file: &std::path::Path) -> Result<(), Failure> {

@@ -4,6 +4,7 @@
 //! library's; arguments take the same checks.
 
 pub mod attach;
+pub mod upgrade;
 
 use std::path::{self, PathBuf};
 
@@ -17,6 +18,8 @@ Examples:
   The same from a file, checked first:
     ringswitch check /etc/ringswitch.toml
     ringswitch run --config /etc/ringswitch.toml
+  A new version in the place of the one that runs, without a pause:
+    ringswitch upgrade --config /etc/ringswitch.toml
   What QEMU needs to attach a guest to the port vm1:
     ringswitch args qemu vm1 --config /etc/ringswitch.toml
 
@@ -33,6 +36,16 @@ Examples:
 
 SIGTERM or SIGINT ends it: sockets are removed, the exit code is 0. A failure exits with 1, wrong
 usage or configuration with 2.";
+
+const UPGRADE_EXAMPLES: &str = "\
+Examples:
+  ringswitch upgrade --config /etc/ringswitch.toml
+  ringswitch upgrade --upgrade-socket /run/rs.sock --port vm1=/run/vm1.sock --uplink rs0
+
+The arguments are those of `run`, for the process that takes over; the configuration names the
+upgrade socket of the one that runs. Ports that both have go on without a pause; those that only
+the old one has end, those that only the new one has begin. If anything fails, the old process goes
+on as if nothing had been, and the exit code is 1.";
 
 const ARGS_EXAMPLES: &str = "\
 Examples:
@@ -55,6 +68,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the switch until SIGTERM or SIGINT
     Run(RunArgs),
+    /// Put this program in the place of the one that runs; guests notice nothing
+    Upgrade(UpgradeArgs),
     /// Check a configuration file; touches nothing
     Check {
         /// The file to check
@@ -69,7 +84,7 @@ pub enum Command {
 #[command(group = ArgGroup::new("what").args(["config", "ports", "uplink"]).required(true).multiple(true))]
 pub struct RunArgs {
     /// The configuration file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["ports", "uplink", "workers", "poll"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ports", "uplink", "workers", "poll", "upgrade_socket"])]
     config: Option<PathBuf>,
     /// A vhost-user port and the socket to listen on; may be repeated
     #[arg(long = "port", value_name = "NAME=SOCKET", value_parser = port)]
@@ -83,9 +98,22 @@ pub struct RunArgs {
     /// Never sleep: the lowest latency, for a whole CPU per worker
     #[arg(long)]
     poll: bool,
+    /// The socket on which `ringswitch upgrade` finds this switch; root's and its user's only
+    #[arg(long, value_name = "PATH", value_parser = absolute)]
+    upgrade_socket: Option<PathBuf>,
+    /// Take the place of the switch behind the upgrade socket: `ringswitch upgrade` starts it so
+    #[arg(long, hide = true)]
+    pub take_over: bool,
     /// What to log to standard error
     #[arg(long, value_name = "LEVEL", env = "RINGSWITCH_LOG", default_value = "info")]
     pub log_level: LogLevel,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = UPGRADE_EXAMPLES)]
+pub struct UpgradeArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -143,6 +171,9 @@ impl RunArgs {
         if self.poll {
             settings.workers.mode = PollMode::Poll;
         }
+        if let Some(socket) = &self.upgrade_socket {
+            settings.upgrade = Some(socket.clone());
+        }
         Ok(settings)
     }
 }
@@ -173,6 +204,10 @@ fn port(text: &str) -> Result<(String, PathBuf), String> {
     }
     let socket = path::absolute(socket).map_err(|error| error.to_string())?;
     Ok((name.to_owned(), socket))
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    path::absolute(text).map_err(|error| error.to_string())
 }
 
 impl From<LogLevel> for log::LevelFilter {

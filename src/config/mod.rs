@@ -27,7 +27,7 @@ use toml::Spanned;
 
 use problem::Source;
 pub use problem::{ConfigErrors, Position, Problem};
-use raw::{RawMacTable, RawPort, RawSettings, RawWorkers};
+use raw::{RawMacTable, RawPort, RawSettings, RawUpgrade, RawWorkers};
 
 /// The largest configuration file, in bytes; [`MAX_PORTS`] ports need a quarter of it.
 const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -41,6 +41,8 @@ pub struct Settings {
     pub workers: WorkerSettings,
     /// The MAC table's size and ageing.
     pub mac_table: MacTableSettings,
+    /// The socket on which another process may take this one's place: absolute, at most 107 bytes.
+    pub upgrade: Option<PathBuf>,
     /// The ports in the order of the file: 1 to [`MAX_PORTS`], of which at most one is the uplink.
     pub ports: Vec<PortSettings>,
 }
@@ -121,6 +123,7 @@ impl Settings {
         let raw = RawSettings {
             workers: RawWorkers::default(),
             mac_table: RawMacTable::default(),
+            upgrade: RawUpgrade::default(),
             port: raw.into_iter().map(unplaced).collect(),
         };
         validate::validate(&raw, source)

@@ -200,6 +200,14 @@ fn socket(check: &mut Check<'_>, taken: &mut Taken, raw: &Spanned<RawPort>) -> O
         missing(check, raw, "socket", "the absolute path of a UNIX socket");
         return None;
     };
+    let path = socket_path(check, at)?;
+    // `Path` compares by components, so `/run//a` and `/run/a` are one.
+    claim(check, &mut taken.sockets, "socket", path.clone(), at);
+    Some(path)
+}
+
+/// The path of a socket.
+pub(super) fn socket_path(check: &mut Check<'_>, at: &Spanned<String>) -> Option<PathBuf> {
     let path = at.as_ref();
     let fault = if !path.starts_with('/') {
         "is not absolute"
@@ -210,8 +218,6 @@ fn socket(check: &mut Check<'_>, taken: &mut Taken, raw: &Spanned<RawPort>) -> O
     } else if Path::new(path).file_name().is_none() || path.ends_with('/') {
         "names no file"
     } else {
-        // `Path` compares by components, so `/run//a` and `/run/a` are one.
-        claim(check, &mut taken.sockets, "socket", PathBuf::from(path), at);
         return Some(PathBuf::from(path));
     };
     let message = format!(

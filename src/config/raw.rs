@@ -18,7 +18,16 @@ pub(super) struct RawSettings {
     #[serde(default)]
     pub mac_table: RawMacTable,
     #[serde(default)]
+    pub upgrade: RawUpgrade,
+    #[serde(default)]
     pub port: Vec<Spanned<RawPort>>,
+}
+
+/// The table `[upgrade]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawUpgrade {
+    pub socket: Option<Spanned<String>>,
 }
 
 /// The table `[workers]`.

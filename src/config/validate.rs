@@ -5,14 +5,17 @@
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
 
 use super::ports;
 use super::problem::{ConfigErrors, Problem, Source};
-use super::raw::{Integer, RawMacTable, RawSettings, RawWorkers};
-use super::{MAX_WORKERS, MacTableSettings, PollMode, Settings, WorkerSettings};
+use super::raw::{Integer, RawMacTable, RawSettings, RawUpgrade, RawWorkers};
+use super::{
+    MAX_WORKERS, MacTableSettings, PollMode, PortKind, PortSettings, Settings, WorkerSettings,
+};
 
 /// The longest ageing time: the upper end of IEEE 802.1Q, table 8-6.
 const MAX_AGEING_SECONDS: u64 = 1_000_000;
@@ -27,8 +30,23 @@ pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings
     let workers = workers(&mut check, &raw.workers);
     let mac_table = mac_table(&mut check, &raw.mac_table);
     let ports = ports::ports(&mut check, &raw.port, mac_table.capacity);
+    let upgrade = upgrade(&mut check, &raw.upgrade, &ports);
     ConfigErrors::none_or(check.problems)?;
-    Ok(Settings { workers, mac_table, ports })
+    Ok(Settings { workers, mac_table, upgrade, ports })
+}
+
+fn upgrade(check: &mut Check<'_>, raw: &RawUpgrade, ports: &[PortSettings]) -> Option<PathBuf> {
+    let at = raw.socket.as_ref()?;
+    let path = ports::socket_path(check, at)?;
+    let owner = ports.iter().find(|port| match &port.kind {
+        PortKind::VhostUser(settings) => settings.socket == path,
+        PortKind::Tap(_) => false,
+    });
+    if let Some(port) = owner {
+        let message = format!("the upgrade socket is the socket of port {:?}, too", port.name);
+        check.report(at, &message);
+    }
+    Some(path)
 }
 
 /// Collects problems, and knows the checks that several keys share.

@@ -2,6 +2,7 @@
 //!
 //! This is all that may need the rights of root, and it comes before the first thread.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::config::{PortKind, PortSettings, Settings, TapSettings};
@@ -10,14 +11,17 @@ use crate::port::{Kind, Port, TapPort, VhostPort};
 use crate::ring::Queues;
 use crate::sys::limits;
 use crate::sys::tap::{Tap, TapOptions};
-use crate::vhost_user::PortSocket;
+use crate::vhost_user::{Arrival, PortSocket};
 
 use super::Error;
+use super::upgrade::Inherited;
 
 /// What was opened. Dropping it closes all of it, and unlinks the sockets.
 pub struct Opened {
     pub(super) ports: Box<[Arc<Port>]>,
     pub(super) sockets: Vec<OpenedSocket>,
+    /// The ports that another process hands over, by name.
+    pub(super) arrivals: Vec<(String, Arrival)>,
 }
 
 /// The socket of a port.
@@ -34,6 +38,11 @@ impl Opened {
     ///
     /// [`enum@Error`]; what was opened before it is closed again.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
+        Self::with(settings, &mut Inherited::default())
+    }
+
+    /// As [`Self::new`], but what another process hands over is taken.
+    pub(super) fn with(settings: &Settings, inherited: &mut Inherited) -> Result<Self, Error> {
         if let Err(e) = limits::raise_nofile() {
             log::warn!("cannot raise the limit of open files: {e}");
         }
@@ -43,29 +52,51 @@ impl Opened {
                 PortKind::VhostUser(vhost) => {
                     Kind::Vhost(VhostPort::new(Arc::new(Queues::new(vhost.queue_pairs))))
                 }
-                PortKind::Tap(tap) => Kind::Tap(open_tap(&wanted.name, tap, workers)?),
+                PortKind::Tap(tap) => {
+                    let queues = inherited.taps.remove(&wanted.name);
+                    Kind::Tap(open_tap(&wanted.name, tap, workers, queues)?)
+                }
             };
             Ok(Arc::new(Port::new(PortId(index as u16), wanted.name.clone(), kind, workers)))
         };
         let ports = settings.ports.iter().enumerate().map(open).collect::<Result<_, Error>>()?;
-        let sockets = open_sockets(&settings.ports)?;
-        Ok(Self { ports, sockets })
+        let mut this = Self { ports, sockets: Vec::new(), arrivals: Vec::new() };
+        this.open_sockets(&settings.ports, inherited)?;
+        Ok(this)
+    }
+
+    fn open_sockets(
+        &mut self,
+        ports: &[PortSettings],
+        inherited: &mut Inherited,
+    ) -> Result<(), Error> {
+        for (index, PortSettings { name, kind, .. }) in ports.iter().enumerate() {
+            let PortKind::VhostUser(vhost) = kind else { continue };
+            let socket = if let Some(estate) = inherited.ports.remove(name) {
+                let (socket, arrival) = PortSocket::inherit(vhost, estate);
+                self.arrivals.push((name.clone(), arrival));
+                socket
+            } else {
+                let failed = |source| Error::Endpoint { port: name.clone(), source };
+                PortSocket::open(vhost).map_err(failed)?
+            };
+            self.sockets.push(OpenedSocket { port: PortId(index as u16), socket, mtu: vhost.mtu });
+        }
+        Ok(())
     }
 }
 
-fn open_tap(port: &str, tap: &TapSettings, workers: usize) -> Result<TapPort, Error> {
+/// A device, or the queues of it that another process handed over.
+fn open_tap(
+    port: &str,
+    tap: &TapSettings,
+    workers: usize,
+    queues: Option<Vec<OwnedFd>>,
+) -> Result<TapPort, Error> {
     let options = TapOptions { queues: workers, mtu: tap.mtu, bridge: tap.bridge.clone() };
-    let opened = Tap::open(&tap.device, &options);
+    let opened = match queues {
+        None => Tap::open(&tap.device, &options),
+        Some(queues) => Tap::inherit(&tap.device, &options, queues),
+    };
     Ok(TapPort::new(opened.map_err(|source| Error::Tap { port: port.to_owned(), source })?))
-}
-
-fn open_sockets(ports: &[PortSettings]) -> Result<Vec<OpenedSocket>, Error> {
-    let mut sockets = Vec::new();
-    for (index, wanted) in ports.iter().enumerate() {
-        let PortKind::VhostUser(vhost) = &wanted.kind else { continue };
-        let socket = PortSocket::open(vhost)
-            .map_err(|source| Error::Endpoint { port: wanted.name.clone(), source })?;
-        sockets.push(OpenedSocket { port: PortId(index as u16), socket, mtu: vhost.mtu });
-    }
-    Ok(sockets)
 }

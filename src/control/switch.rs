@@ -1,19 +1,22 @@
 //! The running switch: its ports, workers and protocol threads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::config::Settings;
+use crate::frame::PortId;
 use crate::port::{Kind, Port};
 use crate::sys::poller::Trigger;
 use crate::sys::{clock, thread as sys_thread};
 use crate::table::mac::{self, MacTable, MacTableConfig};
 use crate::vhost_user::Endpoint;
-use crate::worker::{Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
+use crate::worker::{Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
 
 use super::open::{Opened, OpenedSocket};
+use super::upgrade::{Inherited, PortIdentity, Predecessor};
 use super::{Error, Statistics};
 
 /// How often aged addresses are swept out of the MAC table.
@@ -21,8 +24,11 @@ const SWEEP: Duration = Duration::from_secs(10);
 
 /// A running switch. Dropping it ends it, too.
 pub struct Switch {
-    shared: Arc<Shared>,
-    endpoints: Vec<Endpoint>,
+    pub(super) shared: Arc<Shared>,
+    /// By port: what it is to another process.
+    identities: Vec<PortIdentity>,
+    /// By port; TAPs have none.
+    endpoints: BTreeMap<PortId, Endpoint>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -33,10 +39,47 @@ impl Switch {
     ///
     /// [`enum@Error`]; what was opened is closed again, and sockets are unlinked.
     pub fn start(settings: &Settings, opened: Opened) -> Result<Self, Error> {
-        let Opened { ports, sockets } = opened;
+        let switch = Self::build(settings, opened)?;
+        switch.shared.gate.open();
+        Ok(switch)
+    }
+
+    /// Takes the place of the switch behind `predecessor`, with the tables `inherited` from it.
+    ///
+    /// # Errors
+    ///
+    /// [`enum@Error`]; the other one goes on then.
+    pub(super) fn take_over(
+        settings: &Settings,
+        mut opened: Opened,
+        predecessor: &mut Predecessor,
+        inherited: &Inherited,
+    ) -> Result<Self, Error> {
+        let arrivals = std::mem::take(&mut opened.arrivals);
+        let switch = Self::build(settings, opened)?;
+        switch.remember(inherited);
+        if let Err(error) = predecessor.take_over(&arrivals) {
+            // In this order: the threads of ports wait for the word to go on, or for the other
+            // process to say more.
+            drop(arrivals);
+            predecessor.give_up();
+            drop(switch);
+            return Err(error.into());
+        }
+        switch.shared.gate.open();
+        arrivals.into_iter().for_each(|(_, arrival)| arrival.go());
+        Ok(switch)
+    }
+
+    /// A switch whose workers wait at the gate.
+    fn build(settings: &Settings, opened: Opened) -> Result<Self, Error> {
+        let Opened { ports, sockets, .. } = opened;
         let placement = Arc::new(Placement::new(&ports, settings.workers.count));
         let shared = Arc::new(share(settings, ports)?);
-        let mut switch = Self { shared, endpoints: Vec::new(), threads: Vec::new() };
+        shared.gate.shut();
+        let identities = settings.ports.iter().map(PortIdentity::from).collect();
+        let (endpoints, threads) = (BTreeMap::new(), Vec::new());
+        let mut switch = Self { shared, identities, endpoints, threads };
         switch.watch_taps(&placement)?;
         switch.start_threads(settings, &placement)?;
         switch.serve(sockets, &placement)?;
@@ -51,6 +94,29 @@ impl Switch {
     /// Ends the switch: frontends are disconnected, sockets unlinked, threads joined.
     pub fn stop(self) {
         drop(self);
+    }
+
+    /// The ports: what each is to another process, itself, and its socket if it has one.
+    pub(super) fn ports(&self) -> impl Iterator<Item = (&PortIdentity, &Port, Option<&Endpoint>)> {
+        let ports = self.identities.iter().zip(&self.shared.ports);
+        ports.map(|(identity, port)| (identity, port.as_ref(), self.endpoints.get(&port.id)))
+    }
+
+    /// Learns the tables of the process before.
+    fn remember(&self, inherited: &Inherited) {
+        let now = clock::coarse_seconds();
+        let find = |name: &String| self.shared.ports.iter().find(|port| port.name == *name);
+        for (name, addresses) in &inherited.addresses {
+            let Some(port) = find(name) else { continue };
+            for (mac, age) in addresses {
+                self.shared.macs.learn(*mac, port.id.0, now.saturating_sub(*age));
+            }
+        }
+        for (name, flows) in &inherited.flows {
+            if let Some(Kind::Vhost(vhost)) = find(name).map(|port| &port.kind) {
+                vhost.remember_flows(flows, now);
+            }
+        }
     }
 
     /// Registers the TAPs with their workers.
@@ -116,7 +182,7 @@ impl Switch {
             let queues = Arc::clone(vhost.queues());
             let endpoint = Endpoint::spawn(&port.name, socket, mtu, queues, Arc::new(events))
                 .map_err(|source| Error::Endpoint { port: port.name.clone(), source })?;
-            self.endpoints.push(endpoint);
+            self.endpoints.insert(port.id, endpoint);
         }
         Ok(())
     }
@@ -127,6 +193,7 @@ impl Drop for Switch {
         // Protocol threads first: they reset the rings, and guests see an orderly end.
         self.endpoints.clear();
         self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.gate.open();
         self.shared.mailboxes.iter().for_each(|mailbox| mailbox.wake());
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
@@ -159,5 +226,6 @@ fn share(settings: &Settings, ports: Box<[Arc<Port>]>) -> Result<Shared, Error> 
             .map_err(|source| Error::System { what: "create an epoll instance", source })?,
         counters: (0..settings.workers.count).map(|_| WorkerCounters::default()).collect(),
         stop: AtomicBool::new(false),
+        gate: Gate::default(),
     })
 }

@@ -5,6 +5,7 @@
 //! already costs one load.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -46,6 +47,15 @@ impl DirtyLog {
     pub fn guard(&mut self, alarm: &Arc<Alarm>) -> Result<(), MapError> {
         self.guard = Some(self.mapping.guard(alarm)?);
         Ok(())
+    }
+
+    /// What [`Self::map`] was called with: file, size and offset.
+    ///
+    /// # Errors
+    ///
+    /// The process is out of descriptors.
+    pub fn source(&self) -> io::Result<(File, u64, u64)> {
+        Ok((self.mapping.file()?, self.len as u64, self.mapping.offset()))
     }
 
     /// Marks the pages that hold `len` bytes at guest address `addr`. Pages outside of the log

@@ -170,6 +170,24 @@ impl RegionMap {
         Ok(())
     }
 
+    /// What the map was made of, for another process to map it as well: by guest address.
+    ///
+    /// # Errors
+    ///
+    /// The process is out of descriptors.
+    pub fn specs(&self) -> io::Result<Vec<RegionSpec>> {
+        let spec = |r: &Region| {
+            Ok(RegionSpec {
+                guest_addr: r.guest_addr,
+                size: r.size,
+                user_addr: r.user_addr,
+                mmap_offset: r.mmap_offset,
+                file: r.mapping.file()?,
+            })
+        };
+        self.regions.iter().map(spec).collect()
+    }
+
     /// How many regions there are.
     pub fn len(&self) -> usize {
         self.regions.len()
@@ -286,6 +304,17 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
+    /// The mapped file.
+    pub fn file(&self) -> io::Result<File> {
+        let mapped = self.region.file_offset().ok_or(io::ErrorKind::Unsupported)?;
+        mapped.file().try_clone()
+    }
+
+    /// Where the wanted bytes begin in the file.
+    pub fn offset(&self) -> u64 {
+        self.region.file_offset().map_or(0, |mapped| mapped.start() + self.skip as u64)
+    }
+
     /// Has `alarm` ring when the file becomes shorter. The caller drops the guard before the mapping.
     pub fn guard(&self, alarm: &Arc<Alarm>) -> Result<Guard, MapError> {
         let (start, len) = (self.region.as_ptr(), self.region.size());

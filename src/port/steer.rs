@@ -78,6 +78,14 @@ impl FlowQueues {
         entries.into_iter().find(|entry| is_of(*entry, hash)).map(|entry| (entry as u8) - 1)
     }
 
+    /// The flows that it knows, and their pairs.
+    pub fn list(&self) -> Vec<(u32, u8)> {
+        let entries =
+            self.sets.iter().flat_map(|set| &set.0).map(|slot| slot.load(Ordering::Relaxed));
+        let taken = entries.filter(|entry| *entry as u8 != 0);
+        taken.map(|entry| ((entry >> 32) as u32, (entry as u8) - 1)).collect()
+    }
+
     #[inline]
     fn set(&self, hash: u32) -> &[AtomicU64] {
         self.sets.get(hash as usize % SETS).map_or(&[], |set| &set.0)

@@ -81,6 +81,18 @@ impl VhostPort {
         }
     }
 
+    /// The flows that the guest sent, by hash, and the pair of each.
+    pub fn known_flows(&self) -> Vec<(u32, u8)> {
+        self.flows.as_ref().map(FlowQueues::list).unwrap_or_default()
+    }
+
+    /// Notes flows that the guest sent while another process served it. `now` is in seconds.
+    pub fn remember_flows(&self, flows: &[(u32, u8)], now: u32) {
+        if let Some(known) = &self.flows {
+            flows.iter().for_each(|(hash, pair)| known.note(*hash, *pair, now));
+        }
+    }
+
     /// Delivers frames to the guest.
     #[inline]
     pub(super) fn egress(&self, burst: Egress<'_>, counters: &Counters) {

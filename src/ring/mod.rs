@@ -42,7 +42,7 @@ pub use format::Format;
 pub use guest_rx::{AnyReceiver, Receiver, RxFault};
 pub use guest_tx::TxBurst;
 pub use queues::{LinkState, QueueEvents, Queues};
-pub use vring::{Ring, RingAddress, RingError};
+pub use vring::{Ring, RingAddress, RingError, RingState};
 
 /// Largest number of descriptors of one chain. QEMU's own limit (VIRTQUEUE_MAX_SIZE).
 const MAX_CHAIN: usize = 1024;

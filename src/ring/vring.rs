@@ -54,6 +54,26 @@ pub struct RingAddress {
     pub log_guest_addr: Option<u64>,
 }
 
+/// What a frontend said of a ring, and where the ring is: what another process needs to go on with
+/// it.
+#[derive(Debug)]
+pub struct RingState {
+    /// Number of entries.
+    pub size: Option<u16>,
+    /// Where it lies.
+    pub address: Option<RingAddress>,
+    /// The position, as GET_VRING_BASE tells it; None: the first one.
+    pub base: Option<u32>,
+    /// SET_VRING_KICK came, and the ring wasn't stopped since.
+    pub started: bool,
+    /// It was in work.
+    pub ran: bool,
+    /// What calls the guest.
+    pub call: Option<EventFd>,
+    /// What tells the frontend of a broken ring.
+    pub err: Option<EventFd>,
+}
+
 /// The part of a ring that exists while it runs, in one of the two formats.
 #[derive(Debug)]
 pub(super) enum Live {
@@ -172,6 +192,26 @@ impl Ring {
         self.retire();
         self.started = false;
         self.position()
+    }
+
+    /// Takes the ring out of work until [`Self::start_if_ready`], and tells its state.
+    ///
+    /// # Errors
+    ///
+    /// The process is out of descriptors.
+    pub fn suspend(&mut self) -> std::io::Result<RingState> {
+        let ran = self.live.is_some();
+        self.retire();
+        let copy = |event: &Option<EventFd>| event.as_ref().map(EventFd::try_clone).transpose();
+        Ok(RingState {
+            size: self.size,
+            address: self.address,
+            base: self.base,
+            started: self.started,
+            ran,
+            call: copy(&self.call)?,
+            err: copy(&self.err)?,
+        })
     }
 
     /// SET_VRING_KICK: the ring may run. The descriptor itself is the worker's business.

@@ -3,6 +3,7 @@
 //! One of the three modules that may hold `unsafe` (with `mem` and `ring`): every block is one
 //! system call or instruction whose arguments this module checked itself.
 
+pub mod channel;
 pub mod clock;
 pub mod fault;
 pub mod limits;
@@ -11,5 +12,6 @@ pub mod poller;
 pub mod prefetch;
 pub mod signal;
 pub mod socket;
+pub mod stdio;
 pub mod tap;
 pub mod thread;

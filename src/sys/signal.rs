@@ -14,7 +14,7 @@ use signal_hook::flag;
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// SIGTERM or SIGINT: end in order.
+    /// SIGTERM, SIGINT or [`Ender::end`]: end in order.
     Terminate,
     /// SIGUSR1: log the statistics.
     DumpStatistics,
@@ -43,14 +43,30 @@ impl Signals {
         Ok(Self { signals })
     }
 
+    /// What ends the waiting from another thread.
+    pub fn ender(&self) -> Ender {
+        Ender(self.signals.handle())
+    }
+
     /// Sleeps until a signal asks for something. Signals that came since the last call count;
     /// several of one kind may be one event.
     pub fn wait(&mut self) -> Event {
         match self.signals.forever().next() {
             Some(SIGUSR1) => Event::DumpStatistics,
-            // The iterator ends only when it is closed, which nobody can do: end then.
+            // The iterator ends when an `Ender` closed it.
             _ => Event::Terminate,
         }
+    }
+}
+
+/// Ends [`Signals::wait`].
+#[derive(Debug)]
+pub struct Ender(signal_hook::iterator::Handle);
+
+impl Ender {
+    /// From now on [`Signals::wait`] says [`Event::Terminate`].
+    pub fn end(&self) {
+        self.0.close();
     }
 }
 

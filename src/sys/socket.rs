@@ -22,6 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
@@ -69,13 +70,14 @@ impl SocketError {
     }
 }
 
-/// A listening socket and its file. Dropping it removes the file, unless somebody replaced it.
+/// A listening socket and its file. Dropping it removes the file, unless somebody replaced it or it
+/// is another process's.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file that was made.
-    file: (u64, u64),
+    /// Device and inode of the file, while it is ours to remove.
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -109,7 +111,7 @@ impl Listener {
         let listener = Self {
             listener: UnixListener::from(socket),
             path: path.to_owned(),
-            file: identity(&made),
+            file: Some(identity(&made)),
         };
         if let Some((user, group)) = owner {
             lchown(path, Some(user), group).map_err(system("change the owner of"))?;
@@ -144,6 +146,22 @@ impl Listener {
         }
     }
 
+    /// A listener that another process made on `path`. Its file isn't ours: see [`Self::own`].
+    #[must_use]
+    pub fn inherit(socket: OwnedFd, path: &Path) -> Self {
+        Self { listener: UnixListener::from(socket), path: path.to_owned(), file: None }
+    }
+
+    /// From now on the file is ours to remove.
+    pub fn own(&mut self) {
+        self.file = symlink_metadata(&self.path).ok().map(|now| identity(&now));
+    }
+
+    /// From now on the file is another process's, and stays.
+    pub fn disown(&mut self) {
+        self.file = None;
+    }
+
     /// The socket's path.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -159,7 +177,8 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if symlink_metadata(&self.path).is_ok_and(|now| identity(&now) == self.file) {
+        let Some(file) = self.file else { return };
+        if symlink_metadata(&self.path).is_ok_and(|now| identity(&now) == file) {
             // It is gone already, or the directory was closed to us: nothing more can be done.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -234,6 +253,24 @@ pub fn receive(
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(if len == 0 { Received::Ended } else { Received::Bytes(len) })
+}
+
+/// Sleeps until there is something to receive from `stream`, or its peer has closed it.
+///
+/// # Errors
+///
+/// `TimedOut` after `limit`; the error of `poll(2)`.
+pub fn wait_for_input(stream: &UnixStream, limit: Duration) -> io::Result<()> {
+    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // Rounded up: a wait of no time would make the caller spin.
+    let limit = limit.saturating_add(Duration::from_micros(999)).as_millis();
+    // SAFETY: one pollfd, which outlives the call.
+    let ready = unsafe { libc::poll(&mut poll, 1, i32::try_from(limit).unwrap_or(i32::MAX)) };
+    match check(ready) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Takes ownership of the descriptors that came with `message`.

@@ -27,7 +27,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
@@ -118,14 +118,47 @@ impl Tap {
         if !netdev::is_valid_name(name) {
             return Err(TapError::InvalidName { name: name.to_owned() });
         }
-        let failed = |action| move |source| classify(name, action, source);
-        let device = NetDevice::new(name).map_err(failed("configure"))?;
+        let device = NetDevice::new(name).map_err(|source| classify(name, "configure", source))?;
         let (queues, has_uso) = open_queues(&device, name, options.queues)?;
+        Self::set_up(&device, name, options, queues, has_uso)
+    }
+
+    /// Goes on with the queues of another process, at least one, which keep their number.
+    ///
+    /// # Errors
+    /// See [`TapError`]. The device stays as long as the other process has it.
+    pub fn inherit(
+        name: &str,
+        options: &TapOptions,
+        queues: Vec<OwnedFd>,
+    ) -> Result<Self, TapError> {
+        let failed = |source| classify(name, "take over", source);
+        let device = NetDevice::new(name).map_err(failed)?;
+        let queues: Vec<_> =
+            queues.into_iter().map(|fd| TapQueue { file: File::from(fd) }).collect();
+        let first = queues.first().ok_or(io::ErrorKind::InvalidInput.into()).map_err(failed)?;
+        let has_uso = set_headers(&first.file).map_err(failed)?;
+        if device.index().is_err() {
+            // It was moved to another network namespace, where it isn't ours to set up.
+            let name = name.to_owned();
+            return Ok(Self { queues, name, mac: [0; 6], mtu: 0, has_uso });
+        }
+        Self::set_up(&device, name, options, queues, has_uso)
+    }
+
+    fn set_up(
+        device: &NetDevice,
+        name: &str,
+        options: &TapOptions,
+        queues: Vec<TapQueue>,
+        has_uso: bool,
+    ) -> Result<Self, TapError> {
+        let failed = |action| move |source| classify(name, action, source);
         if let Some(mtu) = options.mtu {
-            set_mtu(&device, name, mtu)?;
+            set_mtu(device, name, mtu)?;
         }
         if let Some(bridge) = &options.bridge {
-            enslave(&device, name, bridge)?;
+            enslave(device, name, bridge)?;
         }
         device.set_up().map_err(failed("bring up"))?;
         let mac = device.mac().map_err(failed("read the address of"))?;
@@ -139,13 +172,13 @@ impl Tap {
         &self.name
     }
 
-    /// The Ethernet address of the host's end when it was opened.
+    /// The Ethernet address of the host's end when it was opened; zero if it was elsewhere then.
     #[must_use]
     pub fn mac(&self) -> [u8; 6] {
         self.mac
     }
 
-    /// The MTU in bytes when it was opened.
+    /// The MTU in bytes when it was opened; zero if it was elsewhere then.
     #[must_use]
     pub fn mtu(&self) -> u32 {
         self.mtu

@@ -7,6 +7,7 @@
 //! messages that it refuses but must not.
 
 use std::io::{self, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +17,10 @@ use vhost::vhost_user::{BackendReqHandler, Error as LibraryError};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::sys::fault::Alarm;
-use crate::sys::socket::{Received, receive};
+use crate::sys::socket::{Received, receive, wait_for_input};
 
 use super::handler::Handler;
+use super::handover::PATIENCE;
 use super::intercept;
 use super::journal::Journal;
 use super::message::{Answer, BadMessage, Inbox, Lack, Message, request};
@@ -33,6 +35,12 @@ pub(super) enum End {
     /// We are to stop.
     #[error("stopped")]
     Stopped,
+    /// We are to hand the connection over. It can go on.
+    #[error("asked to hand over")]
+    Asked,
+    /// Another process goes on with it.
+    #[error("handed over")]
+    HandedOver,
     /// The frontend took memory away that it shared.
     #[error(
         "the file behind the guest's memory or dirty log became shorter, or no huge page is left for \
@@ -65,12 +73,21 @@ impl From<Lack> for End {
     }
 }
 
+/// What a connection's owner wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    GoOn,
+    Stop,
+    HandOver,
+}
+
 /// Why a message was refused; told to the operator.
 type Reason = String;
 
 /// A connection and its session.
 pub(super) struct Connection {
     stream: Arc<UnixStream>,
+    inbox: Inbox,
     library: Library,
     journal: Arc<Journal>,
     /// The session's.
@@ -91,7 +108,8 @@ impl Connection {
         journal: Arc<Journal>,
     ) -> io::Result<Self> {
         let alarm = session.alarm();
-        Ok(Self { stream, library: Library::new(session)?, journal, alarm, served: 0 })
+        let library = Library::new(session)?;
+        Ok(Self { stream, inbox: Inbox::new(), library, journal, alarm, served: 0 })
     }
 
     /// How many messages came.
@@ -99,30 +117,110 @@ impl Connection {
         self.served
     }
 
-    /// Serves the frontend. `wait` sleeps until the stream has news, and says whether to go on.
-    pub fn serve(&mut self, mut wait: impl FnMut() -> io::Result<bool>) -> End {
-        let stream = Arc::clone(&self.stream);
-        let mut inbox = Inbox::new();
+    /// The frontend's socket.
+    pub fn stream(&self) -> Arc<UnixStream> {
+        Arc::clone(&self.stream)
+    }
+
+    /// Serves the frontend. `ask` says what is wanted; with `true` it first sleeps until the stream
+    /// has news or that changes.
+    pub fn serve(&mut self, ask: impl FnMut(bool) -> io::Result<Wish>) -> End {
+        let stream = self.stream();
+        // Taken out for a while: messages borrow it.
+        let mut inbox = std::mem::replace(&mut self.inbox, Inbox::new());
+        let end = self.converse(&stream, &mut inbox, ask);
+        self.inbox = inbox;
+        end
+    }
+
+    fn converse(
+        &mut self,
+        stream: &UnixStream,
+        inbox: &mut Inbox,
+        mut ask: impl FnMut(bool) -> io::Result<Wish>,
+    ) -> End {
         loop {
             if self.alarm.is_rung() {
                 return End::MemoryLost;
             }
-            let result = match inbox.next(&stream) {
-                Ok(message) => self.follow(message),
-                Err(Lack::Incomplete) => match wait() {
-                    Ok(true) => Ok(()),
-                    Ok(false) => Err(End::Stopped),
-                    Err(error) => Err(End::Socket(error)),
-                },
-                Err(lack) => Err(lack.into()),
+            let (result, idle) = match inbox.next(stream) {
+                Ok(message) => (self.follow(stream, message), false),
+                Err(Lack::Incomplete) => (Ok(()), true),
+                Err(lack) => (Err(lack.into()), false),
             };
             if let Err(end) = result {
                 return end;
             }
+            match ask(idle) {
+                Ok(Wish::GoOn) => {}
+                Ok(Wish::Stop) => return End::Stopped,
+                Ok(Wish::HandOver) => return End::Asked,
+                Err(error) => return End::Socket(error),
+            }
         }
     }
 
-    fn follow(&mut self, message: Message<'_>) -> Result<(), End> {
+    /// Makes the session what another process tells of its own, up to the end of `tale`. Returns
+    /// the rings that have all they need, one bit for each.
+    ///
+    /// A message that is refused is no error here: it may have been refused there as well.
+    ///
+    /// # Errors
+    ///
+    /// [`End`]: the tale breaks off, or is none.
+    pub fn restore(&mut self, tale: &UnixStream) -> Result<u128, End> {
+        let mut inbox = Inbox::new();
+        loop {
+            match inbox.next(tale) {
+                Ok(message) => match self.follow(tale, message) {
+                    Err(End::Failed { name, reason }) => {
+                        self.journal.warn(format_args!("refused {name}: {reason}"));
+                    }
+                    result => result?,
+                },
+                Err(Lack::Incomplete) => wait_for_input(tale, PATIENCE)?,
+                // What has come of the next message goes on on the frontend's socket.
+                Err(Lack::Ended { .. }) => break,
+                Err(lack) => return Err(lack.into()),
+            }
+        }
+        self.inbox = inbox;
+        Ok(self.library.handler().0.running())
+    }
+
+    /// Tells all but the rings: see [`Session::tell`].
+    ///
+    /// # Errors
+    ///
+    /// The error of the socket.
+    pub fn tell(&self, tale: &UnixStream) -> io::Result<()> {
+        self.library.handler().0.tell(tale)
+    }
+
+    /// Tells the rings and ends the tale: see [`Session::tell_rings`].
+    ///
+    /// # Errors
+    ///
+    /// The error of the socket.
+    pub fn tell_rings(&self, tale: &UnixStream) -> io::Result<u128> {
+        let ran = self.library.handler().0.tell_rings(tale)?;
+        let (bytes, descriptors) = self.inbox.part();
+        if !bytes.is_empty() {
+            let descriptors: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+            let sent = tale.send_with_fds(&[bytes], &descriptors);
+            sent.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        }
+        tale.shutdown(Shutdown::Write)?;
+        Ok(ran)
+    }
+
+    /// Goes on after [`Self::tell_rings`].
+    pub fn resume(&self) {
+        self.library.handler().0.resume();
+    }
+
+    /// Follows a message, and answers on `stream`.
+    fn follow(&mut self, stream: &UnixStream, message: Message<'_>) -> Result<(), End> {
         if self.served == 0 {
             self.journal.info(format_args!("a frontend connected"));
         }
@@ -131,9 +229,9 @@ impl Connection {
         let name = kind.name;
         let result = if intercept::is_ours(&header) {
             let session = &mut self.library.handler().0;
-            intercept::serve(&self.stream, &message, session)?.map_err(|r| r.to_string())
+            intercept::serve(stream, &message, session)?.map_err(|r| r.to_string())
         } else {
-            self.library.serve(&self.stream, message)?
+            self.library.serve(stream, message)?
         };
         let Err(reason) = result else { return Ok(()) };
         // The crate takes these two as they came, also when we refuse them.

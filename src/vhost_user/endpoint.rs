@@ -22,7 +22,10 @@ use crate::sys::fault::Alarm;
 use crate::sys::poller::{Events, Poller, Trigger, Waker};
 use crate::sys::socket::{Listener, SocketError, connect};
 
-use super::connection::{Connection, End};
+use super::connection::{Connection, End, Wish};
+use super::handover::{
+    Answer, Arrival, Estate, Handover, Inheritance, Request, Step, Takeover, tale,
+};
 use super::journal::Journal;
 use super::session::Session;
 
@@ -53,6 +56,8 @@ pub struct PortSocket {
     path: PathBuf,
     /// In the server role.
     listener: Option<Listener>,
+    /// What another process did with it.
+    takeover: Option<Takeover>,
 }
 
 impl PortSocket {
@@ -71,7 +76,16 @@ impl PortSocket {
             }
             SocketRole::Client => None,
         };
-        Ok(Self { path, listener })
+        Ok(Self { path, listener, takeover: None })
+    }
+
+    /// The socket of another process's endpoint, and its frontend if one is connected. Nothing is
+    /// done with them before [`Arrival::go`].
+    pub fn inherit(settings: &VhostUserSettings, mut estate: Estate) -> (Self, Arrival) {
+        let path = settings.socket.clone();
+        let listener = estate.listener.take().map(|socket| Listener::inherit(socket, &path));
+        let (arrival, takeover) = Arrival::new(estate);
+        (Self { path, listener, takeover: Some(takeover) }, arrival)
     }
 }
 
@@ -85,6 +99,8 @@ pub struct Endpoint {
 /// What the owner and the thread of an endpoint share.
 struct Shared {
     stopping: AtomicBool,
+    /// Another process asks for the port.
+    request: Mutex<Option<Request>>,
     /// Ends the thread's sleep.
     waker: Waker,
     /// The connection: shut down to end a system call on it.
@@ -107,13 +123,14 @@ impl Endpoint {
         queues: Arc<Queues>,
         events: Arc<dyn QueueEvents>,
     ) -> Result<Self, EndpointError> {
-        let PortSocket { path, listener } = socket;
+        let PortSocket { path, listener, takeover } = socket;
         let poller = Poller::new()?;
         if let Some(listener) = &listener {
             poller.add(listener.as_fd(), LISTENER, Trigger::Level)?;
         }
         let shared = Arc::new(Shared {
             stopping: AtomicBool::new(false),
+            request: Mutex::default(),
             waker: Waker::new(&poller, WAKER)?,
             stream: Mutex::new(None),
         });
@@ -132,8 +149,25 @@ impl Endpoint {
         let thread = std::thread::Builder::new()
             .name(format!("vu-{name}"))
             .stack_size(STACK)
-            .spawn(move || server.run())?;
+            .spawn(move || server.run(takeover))?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Begins to hand the port over to another process.
+    pub fn hand_over(&self) -> Handover {
+        let (handover, request) = Handover::new();
+        *self.shared.request.lock() = Some(request);
+        self.shared.waker.wake();
+        handover
+    }
+
+    /// Ends the connection with the frontend, and the socket goes on.
+    pub fn disconnect(&self) {
+        if let Some(stream) = self.shared.stream.lock().as_ref() {
+            // The thread may be in a write to a frontend that reads nothing. An error means that
+            // the connection is down already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Ends the connection and the thread, and removes the socket file. Returns when no ring of
@@ -147,11 +181,7 @@ impl Drop for Endpoint {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.waker.wake();
-        if let Some(stream) = self.shared.stream.lock().as_ref() {
-            // The thread may be in a write to a frontend that reads nothing. An error means that
-            // the connection is down already.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.disconnect();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -182,8 +212,10 @@ struct Server {
 }
 
 impl Server {
-    fn run(&mut self) {
-        let result = if self.listener.is_some() { self.listen() } else { self.dial() };
+    fn run(&mut self, takeover: Option<Takeover>) {
+        let result = takeover.map_or(Ok(()), |takeover| self.take_over(takeover));
+        let result =
+            result.and_then(|()| if self.listener.is_some() { self.listen() } else { self.dial() });
         if let Err(error) = result {
             // epoll_wait fails on nothing that a peer does.
             log::error!("socket {} is no longer served: {error}", self.socket.display());
@@ -192,19 +224,30 @@ impl Server {
 
     /// The server role, until we are to stop.
     fn listen(&mut self) -> io::Result<()> {
-        while !self.stopping() {
-            match self.next.take().or_else(|| self.accept()) {
-                Some(stream) => drop(self.serve(stream)),
-                None => self.sleep(None)?,
+        loop {
+            match self.wish() {
+                Wish::Stop => return Ok(()),
+                Wish::HandOver => drop(self.hand_over(None)),
+                Wish::GoOn => match self.next.take().or_else(|| self.accept()) {
+                    Some(stream) => drop(self.serve(stream)),
+                    None => self.sleep(None)?,
+                },
             }
         }
-        Ok(())
     }
 
     /// The client role, until we are to stop.
     fn dial(&mut self) -> io::Result<()> {
         let (mut pause, mut failures) = (MIN_PAUSE, 0u64);
-        while !self.stopping() {
+        loop {
+            match self.wish() {
+                Wish::Stop => return Ok(()),
+                Wish::HandOver => {
+                    self.hand_over(None);
+                    continue;
+                }
+                Wish::GoOn => {}
+            }
             match connect(&self.socket) {
                 Ok(stream) => {
                     failures = 0;
@@ -222,47 +265,138 @@ impl Server {
             self.sleep(Some(pause))?;
             pause = (pause * 2).min(MAX_PAUSE);
         }
-        Ok(())
     }
 
     /// Serves one frontend to its end. Returns how many messages it sent.
     fn serve(&mut self, stream: UnixStream) -> u64 {
-        let stream = Arc::new(stream);
-        *self.shared.stream.lock() = Some(Arc::clone(&stream));
-        // Looked at after publishing the stream: who sets the flag later finds it.
-        let result = if self.stopping() { Ok(0) } else { self.converse(&stream) };
-        *self.shared.stream.lock() = None;
-        result.unwrap_or_else(|error| {
+        let served = self.open(stream).and_then(|connection| self.attend_to(connection));
+        served.unwrap_or_else(|error| {
             self.journal.warn(format_args!("cannot serve a frontend: {error}"));
             0
         })
     }
 
-    fn converse(&mut self, stream: &Arc<UnixStream>) -> io::Result<u64> {
+    fn open(&self, stream: UnixStream) -> io::Result<Connection> {
         let (queues, events) = (Arc::clone(&self.queues), Arc::clone(&self.events));
-        let journal = Arc::clone(&self.journal);
+        // Ends the sleep in `ask`.
+        let alarm = Arc::new(Alarm::new(Waker::new(&self.poller, WAKER)?));
+        let session = Session::new(queues, events, Arc::clone(&self.journal), self.mtu, alarm);
+        Connection::new(Arc::new(stream), session, Arc::clone(&self.journal))
+    }
+
+    /// Serves a connection to its end. Returns how many messages came.
+    fn attend_to(&mut self, mut connection: Connection) -> io::Result<u64> {
+        let stream = connection.stream();
         // Edge: a message that is there in part must not end each sleep.
         self.poller.add(stream.as_fd(), STREAM, Trigger::Edge)?;
-        // Ends the sleep in `attend`.
-        let alarm = Arc::new(Alarm::new(Waker::new(&self.poller, WAKER)?));
-        let session = Session::new(queues, events, Arc::clone(&journal), self.mtu, alarm);
-        let mut connection = Connection::new(Arc::clone(stream), session, Arc::clone(&journal))?;
-        let end = connection.serve(|| self.attend());
+        *self.shared.stream.lock() = Some(Arc::clone(&stream));
+        let end = loop {
+            // Looked at after publishing the stream: who sets the flag later finds it.
+            match connection.serve(|idle| self.ask(idle)) {
+                End::Asked if self.hand_over(Some(&mut connection)) => break End::HandedOver,
+                End::Asked => {}
+                end => break end,
+            }
+        };
+        *self.shared.stream.lock() = None;
         // The owner of the endpoint may still hold it: closing ours would leave it in.
         self.poller.remove(stream.as_fd())?;
         let served = connection.served();
         drop(connection);
         match end {
-            End::Left | End::Stopped if served == 0 => {}
-            End::Left | End::Stopped => journal.info(format_args!("disconnected: {end}")),
-            _ => journal.warn(format_args!("disconnected: {end}")),
+            End::Left | End::Stopped | End::HandedOver if served == 0 => {}
+            End::Left | End::Stopped | End::HandedOver => {
+                self.journal.info(format_args!("disconnected: {end}"));
+            }
+            _ => self.journal.warn(format_args!("disconnected: {end}")),
         }
         Ok(served)
     }
 
-    /// Sleeps while a frontend is attached, until there may be news of it. Returns whether to go
-    /// on.
-    fn attend(&mut self) -> io::Result<bool> {
+    /// Hands the port over to another process, which asked for it. Returns whether it has it now;
+    /// if not, all is as before.
+    fn hand_over(&mut self, mut connection: Option<&mut Connection>) -> bool {
+        let Some(request) = self.shared.request.lock().take() else { return false };
+        match self.tell(&request, connection.as_deref_mut()) {
+            Ok(true) => {
+                if let Some(listener) = &mut self.listener {
+                    listener.disown();
+                }
+                self.shared.stopping.store(true, Ordering::Release);
+                return true;
+            }
+            Ok(false) => {}
+            // Nobody may be interested any more.
+            Err(error) => drop(request.answers.send(Answer::Told(Err(error)))),
+        }
+        if let Some(connection) = connection {
+            connection.resume();
+            *self.shared.stream.lock() = Some(connection.stream());
+        }
+        false
+    }
+
+    /// Returns whether the other process has the port now.
+    fn tell(&mut self, request: &Request, connection: Option<&mut Connection>) -> io::Result<bool> {
+        let listener = self.listener.as_ref().map(|listener| listener.as_fd().try_clone_to_owned());
+        let listener = listener.transpose()?;
+        let Some(connection) = connection else {
+            let estate = Estate { listener, connection: None };
+            let _ = request.answers.send(Answer::Estate(estate));
+            let asked = matches!(request.steps.recv(), Ok(Step::TellRings));
+            let _ = request.answers.send(Answer::Told(Ok(0)));
+            return Ok(asked && matches!(request.steps.recv(), Ok(Step::Leave)));
+        };
+        let (tale, theirs) = tale()?;
+        let stream = connection.stream().as_fd().try_clone_to_owned()?;
+        let inheritance = Inheritance { stream, tale: theirs.into() };
+        let estate = Estate { listener, connection: Some(inheritance) };
+        let _ = request.answers.send(Answer::Estate(estate));
+        connection.tell(&tale)?;
+        if !matches!(request.steps.recv(), Ok(Step::TellRings)) {
+            return Ok(false);
+        }
+        // From now on nobody here may shut it down.
+        *self.shared.stream.lock() = None;
+        let ran = connection.tell_rings(&tale)?;
+        let _ = request.answers.send(Answer::Told(Ok(ran)));
+        Ok(matches!(request.steps.recv(), Ok(Step::Leave)))
+    }
+
+    /// Takes a port over from another process.
+    fn take_over(&mut self, takeover: Takeover) -> io::Result<()> {
+        let Takeover { estate, restored, go } = takeover;
+        let connection = estate.connection.map(|inherited| self.restore(inherited)).transpose();
+        let (connection, result) = match connection {
+            Ok(Some((connection, running))) => (Some(connection), Ok(running)),
+            Ok(None) => (None, Ok(0)),
+            Err(error) => (None, Err(error)),
+        };
+        let _ = restored.send(result);
+        if go.recv().is_err() {
+            self.shared.stopping.store(true, Ordering::Release);
+            return Ok(());
+        }
+        if let Some(listener) = &mut self.listener {
+            listener.own();
+        }
+        connection.map_or(Ok(0), |connection| self.attend_to(connection)).map(drop)
+    }
+
+    fn restore(&self, inherited: Inheritance) -> Result<(Connection, u128), String> {
+        let connection = self.open(UnixStream::from(inherited.stream));
+        let mut connection = connection.map_err(|error| error.to_string())?;
+        let tale = UnixStream::from(inherited.tale);
+        let running = connection.restore(&tale).map_err(|end| end.to_string())?;
+        Ok((connection, running))
+    }
+
+    /// Says what is wanted of a connection. If it is `idle`, sleeps first, until there may be news
+    /// of it.
+    fn ask(&mut self, idle: bool) -> io::Result<Wish> {
+        if !idle || self.wish() != Wish::GoOn {
+            return Ok(self.wish());
+        }
         if self.next.take().is_some() {
             self.journal.warn(format_args!(
                 "a second frontend connected to {} while one is attached, and was turned away: \
@@ -276,7 +410,7 @@ impl Server {
         }
         // A frontend that comes back may be here before we saw its old connection end: with
         // another one at the door, the attached one is looked at again before it is decided.
-        Ok(!self.stopping())
+        Ok(self.wish())
     }
 
     /// A frontend that waits to be served, in the server role.
@@ -291,6 +425,14 @@ impl Server {
 
     fn sleep(&mut self, limit: Option<Duration>) -> io::Result<()> {
         self.poller.wait(&mut self.events_buffer, limit).map(drop)
+    }
+
+    fn wish(&self) -> Wish {
+        match self.stopping() {
+            true => Wish::Stop,
+            false if self.shared.request.lock().is_some() => Wish::HandOver,
+            false => Wish::GoOn,
+        }
     }
 
     fn stopping(&self) -> bool {

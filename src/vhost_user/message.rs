@@ -27,12 +27,21 @@ const MAX_PAYLOAD: usize = 8 + (MAX_TABLE * REGION) as usize;
 
 /// Requests that are named in the code; numbers of the specification ("Front-end message types").
 pub(super) mod request {
+    pub const GET_FEATURES: u32 = 1;
     pub const SET_FEATURES: u32 = 2;
     pub const SET_MEM_TABLE: u32 = 5;
+    pub const SET_LOG_BASE: u32 = 6;
+    pub const SET_VRING_NUM: u32 = 8;
+    pub const SET_VRING_ADDR: u32 = 9;
+    pub const SET_VRING_BASE: u32 = 10;
+    pub const SET_VRING_KICK: u32 = 12;
+    pub const SET_VRING_CALL: u32 = 13;
+    pub const SET_VRING_ERR: u32 = 14;
     pub const SET_PROTOCOL_FEATURES: u32 = 16;
     pub const SET_VRING_ENABLE: u32 = 18;
     pub const SEND_RARP: u32 = 19;
     pub const NET_SET_MTU: u32 = 20;
+    pub const ADD_MEM_REG: u32 = 37;
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
 }
@@ -58,6 +67,15 @@ impl Header {
             flags: u32::from_ne_bytes([e, f, g, h]),
             size: u32::from_ne_bytes([i, j, k, l]),
         }
+    }
+
+    /// The bytes of a message that wants no acknowledgement.
+    pub fn request(request: u32, size: u32) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        for (to, part) in bytes.chunks_exact_mut(4).zip([request, VERSION, size]) {
+            to.copy_from_slice(&part.to_ne_bytes());
+        }
+        bytes
     }
 
     /// The bytes of a reply to this message whose payload is `value`.
@@ -136,7 +154,7 @@ impl Kind {
 fn kind(header: &Header) -> Option<Kind> {
     use Answer::{Ack, Reply};
     let (name, answer, size, descriptors) = match header.request {
-        1 => ("GET_FEATURES", Reply, 0, (0, 0)),
+        request::GET_FEATURES => ("GET_FEATURES", Reply, 0, (0, 0)),
         request::SET_FEATURES => ("SET_FEATURES", Ack, 8, (0, 0)),
         3 => ("SET_OWNER", Ack, 0, (0, 0)),
         4 => ("RESET_OWNER", Ack, 0, (0, 0)),
@@ -145,14 +163,14 @@ fn kind(header: &Header) -> Option<Kind> {
             let count = regions as usize;
             ("SET_MEM_TABLE", Ack, 8 + regions * REGION, (count, count))
         }
-        6 => ("SET_LOG_BASE", Reply, 16, (1, 1)),
-        8 => ("SET_VRING_NUM", Ack, 8, (0, 0)),
-        9 => ("SET_VRING_ADDR", Ack, 40, (0, 0)),
-        10 => ("SET_VRING_BASE", Ack, 8, (0, 0)),
+        request::SET_LOG_BASE => ("SET_LOG_BASE", Reply, 16, (1, 1)),
+        request::SET_VRING_NUM => ("SET_VRING_NUM", Ack, 8, (0, 0)),
+        request::SET_VRING_ADDR => ("SET_VRING_ADDR", Ack, 40, (0, 0)),
+        request::SET_VRING_BASE => ("SET_VRING_BASE", Ack, 8, (0, 0)),
         11 => ("GET_VRING_BASE", Reply, 8, (0, 0)),
-        12 => ("SET_VRING_KICK", Ack, 8, (0, 1)),
-        13 => ("SET_VRING_CALL", Ack, 8, (0, 1)),
-        14 => ("SET_VRING_ERR", Ack, 8, (0, 1)),
+        request::SET_VRING_KICK => ("SET_VRING_KICK", Ack, 8, (0, 1)),
+        request::SET_VRING_CALL => ("SET_VRING_CALL", Ack, 8, (0, 1)),
+        request::SET_VRING_ERR => ("SET_VRING_ERR", Ack, 8, (0, 1)),
         15 => ("GET_PROTOCOL_FEATURES", Reply, 0, (0, 0)),
         request::SET_PROTOCOL_FEATURES => ("SET_PROTOCOL_FEATURES", Ack, 8, (0, 0)),
         17 => ("GET_QUEUE_NUM", Reply, 0, (0, 0)),
@@ -161,7 +179,7 @@ fn kind(header: &Header) -> Option<Kind> {
         request::NET_SET_MTU => ("NET_SET_MTU", Ack, 8, (0, 0)),
         34 => ("RESET_DEVICE", Ack, 0, (0, 0)),
         36 => ("GET_MAX_MEM_SLOTS", Reply, 0, (0, 0)),
-        37 => ("ADD_MEM_REG", Ack, 8 + REGION, (1, 1)),
+        request::ADD_MEM_REG => ("ADD_MEM_REG", Ack, 8 + REGION, (1, 1)),
         // Old frontends attach the region's descriptor; it is closed (specification, REM_MEM_REG).
         38 => ("REM_MEM_REG", Ack, 8 + REGION, (0, 1)),
         request::SET_STATUS => ("SET_STATUS", Ack, 8, (0, 0)),
@@ -228,6 +246,11 @@ impl Inbox {
         kind.check_descriptors(descriptors.len()).map_err(Lack::Bad)?;
         let bytes = self.bytes.get(..end).ok_or(Lack::Incomplete)?;
         Ok(Message { header, kind, bytes, descriptors })
+    }
+
+    /// The part of a message that has come, and its descriptors.
+    pub fn part(&self) -> (&[u8], &[OwnedFd]) {
+        (self.bytes.get(..self.len).unwrap_or_default(), &self.descriptors)
     }
 
     /// Takes bytes until `end` of them are there, and not one more: descriptors of the next

@@ -32,6 +32,7 @@ mod connection;
 mod endpoint;
 pub mod features;
 mod handler;
+mod handover;
 mod intercept;
 mod journal;
 mod message;
@@ -40,3 +41,4 @@ mod session;
 mod tests;
 
 pub use endpoint::{Endpoint, EndpointError, PortSocket};
+pub use handover::{Arrival, Estate, Handover, Inheritance};

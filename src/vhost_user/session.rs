@@ -22,6 +22,8 @@
 //! ring runs, and to stop before the descriptor is closed: the frontend holds a duplicate, so
 //! closing ours does not take it out of the worker's epoll.
 
+mod handover;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

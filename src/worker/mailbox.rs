@@ -22,6 +22,8 @@ pub enum Order {
         /// The station.
         mac: [u8; 6],
     },
+    /// Wait at the [`Gate`](super::Gate) while it is closed.
+    Pause,
 }
 
 impl Order {
@@ -29,6 +31,7 @@ impl Order {
         match (self, newer) {
             (Self::Look { source: a }, Self::Look { source: b }) => a == b,
             (Self::Announce { port: a, .. }, Self::Announce { port: b, .. }) => a == b,
+            (Self::Pause, Self::Pause) => true,
             _ => false,
         }
     }

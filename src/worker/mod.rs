@@ -9,6 +9,7 @@
 //! Control talks to a worker by its [`mailbox::Mailbox`], between bursts.
 
 mod events;
+mod gate;
 mod mailbox;
 mod pipeline;
 mod poll;
@@ -21,6 +22,7 @@ use crate::port::{Counter, Port};
 use crate::table::mac::MacTable;
 
 pub use events::PortEvents;
+pub use gate::Gate;
 pub use mailbox::{Mailbox, Order};
 pub use poll::Worker;
 pub use source::Placement;
@@ -38,6 +40,8 @@ pub struct Shared {
     pub counters: Box<[WorkerCounters]>,
     /// Set once, to end the workers.
     pub stop: AtomicBool,
+    /// Where workers wait when they are told to pause.
+    pub gate: Gate,
 }
 
 /// What a worker counts about itself.

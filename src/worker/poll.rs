@@ -99,6 +99,7 @@ impl Worker {
 
     /// Moves frames until the switch stops.
     pub fn run(&mut self) {
+        self.pipeline.shared().gate.pass();
         self.now = clock::now_ns();
         let mut quiet_since = self.now;
         while !self.pipeline.stopping() {
@@ -270,6 +271,14 @@ impl Worker {
                     heat(&mut self.sources, &mut self.hot, source, self.now);
                 }
                 Order::Announce { port, mac } => self.announce(port, mac),
+                Order::Pause => {
+                    // Who goes on with the rings may be another process.
+                    self.call_owed();
+                    self.pipeline.shared().gate.pass();
+                    if self.pipeline.stopping() {
+                        self.hot.clear();
+                    }
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use fakeguest::{Frame, Guest, Layout, features, frames};
 
-use super::super::{PortEvents, WorkerCounters};
+use super::super::{Gate, PortEvents, WorkerCounters};
 use super::*;
 use crate::config::{PortKind, Settings};
 use crate::port::Port;
@@ -39,6 +39,7 @@ impl Bed {
             mailboxes: [Arc::new(Mailbox::new().unwrap())].into(),
             counters: [WorkerCounters::default()].into(),
             stop: AtomicBool::new(false),
+            gate: Gate::default(),
         });
         let events = Arc::new(PortEvents::new(shared.clone(), placement.clone(), port.clone()));
         let (Kind::Vhost(vhost), PortKind::VhostUser(socket)) =

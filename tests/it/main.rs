@@ -21,3 +21,4 @@ mod support;
 mod switching;
 mod tap;
 mod testpmd;
+mod upgrade;

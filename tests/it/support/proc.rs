@@ -19,10 +19,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` with its output in the file `log`. Its input stays open, and empty but for
+    /// Starts `command` with its output at the end of the file `log`. Its input stays open, and empty but for
     /// what [`Process::type_line`] writes.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Process {
-        let output = File::create(log).expect("a log file");
+        let output = File::options().create(true).append(true).open(log).expect("a log file");
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(output.try_clone().expect("a second handle"))

@@ -1,6 +1,7 @@
 //! The switch itself: the real binary, started, watched and stopped.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -20,9 +21,23 @@ pub struct Builder<'a> {
     netns: Option<&'a Netns>,
     settings: Option<String>,
     more: Vec<String>,
+    upgradable: bool,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl<'a> Builder<'a> {
+    /// With this variable in its environment.
+    pub fn env(mut self, name: &str, value: &Path) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With an upgrade socket.
+    pub fn upgradable(mut self) -> Self {
+        self.upgradable = true;
+        self
+    }
+
     /// A vhost-user port that listens on a socket of its own.
     pub fn port(mut self, name: &str) -> Self {
         self.ports.push(name.to_owned());
@@ -78,8 +93,15 @@ impl<'a> Builder<'a> {
             command.args(["--uplink", uplink]);
         }
         command.args(&self.more);
+        if self.upgradable {
+            command.arg("--upgrade-socket").arg(dir.path().join("upgrade"));
+        }
+        let line = std::iter::once(command.get_program()).chain(command.get_args());
+        let line = line.map(ToOwned::to_owned).collect();
+        let environment = self.environment;
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         let process = Process::start("ringswitch", command, &dir.path().join("log"));
-        let mut switch = Switch { process, ports: self.ports, dir };
+        let mut switch = Switch { process, ports: self.ports, line, environment, dir };
         switch.wait_until_ready();
         switch
     }
@@ -102,6 +124,9 @@ impl<'a> Builder<'a> {
 pub struct Switch {
     process: Process,
     ports: Vec<String>,
+    /// Program and arguments that it was started with.
+    line: Vec<OsString>,
+    environment: Vec<(String, PathBuf)>,
     dir: tempfile::TempDir,
 }
 
@@ -156,7 +181,7 @@ impl Statistics {
 
     /// The lines `stats port=NAME key=value ...` and `stats worker=N key=value ...`, each behind
     /// whatever the logger puts in front.
-    fn parse(log: &str) -> Statistics {
+    pub fn parse(log: &str) -> Statistics {
         let mut statistics = Statistics::default();
         for line in log.lines() {
             let Some((_, fields)) = line.split_once("stats ") else {
@@ -191,6 +216,53 @@ impl Switch {
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// The command that starts it, with other words in the place of `run`.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let line = self.line.iter().flat_map(|word| match word.to_str() {
+            Some("run") => words.iter().map(OsString::from).collect(),
+            _ => vec![word.clone()],
+        });
+        let line: Vec<_> = line.collect();
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// The next process will have the port `to` in the place of `from`.
+    pub fn rename_port(&mut self, from: &str, to: &str) {
+        let of = |port: &str| OsString::from(format!("{port}={}", self.socket(port).display()));
+        let (old, new) = (of(from), of(to));
+        self.line.iter_mut().filter(|word| **word == old).for_each(|word| *word = new.clone());
+        self.ports.iter_mut().filter(|port| *port == from).for_each(|port| *port = to.to_owned());
+    }
+
+    /// Its log, which the processes that take over go on with.
+    pub fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// The socket on which another process can take over.
+    pub fn upgrade_socket(&self) -> PathBuf {
+        self.dir.path().join("upgrade")
+    }
+
+    /// Has a new process take over, as `ringswitch upgrade` does, and the old one end in order.
+    /// Returns what they logged.
+    pub fn upgrade(&mut self) -> String {
+        let from = self.process.output().len();
+        let new = Process::start("ringswitch", self.command(&["run", "--take-over"]), &self.log());
+        let mut old = std::mem::replace(&mut self.process, new);
+        let status = wait_for("end of the old process", PATIENCE, || {
+            let failed = self.process.ended();
+            assert!(failed.is_none(), "the new process ended with {failed:?}");
+            old.ended()
+        });
+        assert!(status.success(), "the old process ended with {status}");
+        self.process.output_with("ready: ", from, PATIENCE);
+        self.process.output()[from..].to_owned()
     }
 
     fn wait_until_ready(&mut self) {
