@@ -68,12 +68,9 @@ pub fn take(ring: &mut Ring) -> Option<Taken> {
         assert_eq!(bytes.len(), frame.len as usize);
         bytes
     };
-    let taken = Taken {
-        frames: burst.frames.iter().map(read).collect(),
-        taken: burst.taken,
-        bad_chains: burst.bad_chains,
-        bad_lengths: burst.bad_lengths,
-    };
+    let frames: Vec<_> = burst.frames.iter().map(read).collect();
+    let (bad_chains, bad_lengths) = burst.bad(burst.taken, frames.len());
+    let taken = Taken { frames, taken: burst.taken, bad_chains, bad_lengths };
     ring.complete_burst(taken.taken);
     ring.publish();
     ring.call_if_wanted();
