@@ -97,6 +97,8 @@ impl DirtyLog {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
 
     use super::*;
 
@@ -119,6 +121,31 @@ mod tests {
         log.mark(0x9000, 0); // nothing
         log.mark(0x8000, 0x1000); // page 8 whole
         assert_eq!(read(&file, 4), [0b110, 0b1, 0, 0]);
+    }
+
+    /// A page is marked over and over, while another's mark in the same byte comes and goes.
+    #[test]
+    fn a_mark_leaves_its_neighbours_alone() {
+        let (log, _file) = log(1, 0);
+        let ended = AtomicBool::new(false);
+        let wrong = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    log.mark(0, 1);
+                }
+            });
+            // SAFETY: the first byte of the mapping, accessed as an atomic only.
+            let cell = unsafe { AtomicU8::from_ptr(log.mapping.region.as_ptr()) };
+            let is_wrong = |_: &u32| {
+                let before = cell.fetch_or(2, Ordering::Relaxed);
+                let after = cell.fetch_and(0, Ordering::Relaxed);
+                before & 2 != 0 || after & 2 == 0
+            };
+            let wrong = (0..3_000_000).filter(is_wrong).count();
+            ended.store(true, Ordering::Relaxed);
+            wrong
+        });
+        assert_eq!(wrong, 0, "marks were lost or made up");
     }
 
     #[test]

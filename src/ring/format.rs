@@ -216,11 +216,11 @@ pub trait Format {
     fn kicks_wanted(&self) -> Option<bool>;
 
     /// Asks the driver not to kick: for a ring that is polled or needs no attention.
-    fn suppress_kicks(&mut self);
+    fn suppress_kicks(&mut self, log: Option<&DirtyLog>);
 
     /// Asks the driver to kick for the next buffer. The caller looks at the ring once more after
     /// it: a buffer that came before this call brings no kick.
-    fn request_kicks(&mut self);
+    fn request_kicks(&mut self, log: Option<&DirtyLog>);
 
     /// The position as GET_VRING_BASE tells it (vhost-user specification, "Vring base").
     fn base(&self) -> u32;

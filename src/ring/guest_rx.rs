@@ -84,7 +84,7 @@ impl<'r, F: Format> Receiver<'r, F> {
         live.ahead.begin();
         // Nothing is to be done when the guest posts buffers: spare it the kicks.
         if live.ring.kicks_wanted() != Some(false) {
-            live.ring.suppress_kicks();
+            live.ring.suppress_kicks(live.log.as_deref());
         }
         Self { live }
     }

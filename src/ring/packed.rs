@@ -276,7 +276,7 @@ impl PackedRing {
         }
     }
 
-    /// Marks the slots from the published position to the next one, and the event structure.
+    /// Marks the slots from the published position to the next one.
     #[cold]
     fn mark_used(&self, log: &DirtyLog) {
         let first = self.published.index;
@@ -284,7 +284,6 @@ impl PackedRing {
         let slot = |index| self.desc_log.saturating_add(DESC_SIZE as u64 * u64::from(index));
         log.mark(slot(first), DESC_SIZE as u64 * u64::from(before_end));
         log.mark(slot(0), DESC_SIZE as u64 * u64::from(self.unpublished - before_end));
-        log.mark(self.device_log, 4);
     }
 
     /// Whether the driver's event, a descriptor in `bits`, is among the `slots` before `published`.
@@ -295,10 +294,13 @@ impl PackedRing {
         (1..=i32::from(slots)).contains(&behind)
     }
 
-    fn write_device_event(&mut self, flags: u16, position: u16) {
+    fn write_device_event(&mut self, flags: u16, position: u16, log: Option<&DirtyLog>) {
         let word = u32::from(flags) << 16 | u32::from(position);
         // SAFETY: the structure was located, and is 4-byte aligned.
         unsafe { self.device_event.cast::<u32>().write_volatile(word.to_le()) };
+        if let Some(log) = log {
+            log.mark(self.device_log, 4);
+        }
     }
 }
 
@@ -435,17 +437,17 @@ impl Format for PackedRing {
         self.kicks_wanted
     }
 
-    fn suppress_kicks(&mut self) {
+    fn suppress_kicks(&mut self, log: Option<&DirtyLog>) {
         self.kicks_wanted = Some(false);
-        self.write_device_event(EVENT_F_DISABLE, 0);
+        self.write_device_event(EVENT_F_DISABLE, 0, log);
     }
 
-    fn request_kicks(&mut self) {
+    fn request_kicks(&mut self, log: Option<&DirtyLog>) {
         self.kicks_wanted = Some(true);
         if self.event_idx {
-            self.write_device_event(EVENT_F_DESC, self.next.to_bits());
+            self.write_device_event(EVENT_F_DESC, self.next.to_bits(), log);
         } else {
-            self.write_device_event(0, 0);
+            self.write_device_event(0, 0, log);
         }
         // The request is seen before the slot is read again.
         fence(Ordering::SeqCst);

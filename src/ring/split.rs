@@ -35,7 +35,7 @@ pub struct SplitRing {
     avail: NonNull<u8>,
     used: NonNull<u8>,
     /// Guest address of the used ring in the dirty log.
-    used_log: Option<u64>,
+    used_log: u64,
     /// The next entry to take and, as completion is in order, the next to complete.
     next: u16,
     /// The value of `used.idx` in guest memory.
@@ -73,7 +73,7 @@ impl SplitRing {
             desc,
             avail,
             used,
-            used_log: address.log_guest_addr.or(Some(used_guest)),
+            used_log: address.log_guest_addr.unwrap_or(used_guest),
             next: 0,
             published: 0,
             decided: 0,
@@ -138,19 +138,25 @@ impl SplitRing {
 
     /// Marks the used entries that were just published, and the index.
     #[cold]
-    fn mark_used(&self, log: &DirtyLog, base: u64) {
+    fn mark_used(&self, log: &DirtyLog) {
         let mut at = self.published;
         while at != self.next {
             let slot = u64::from(at & self.mask());
-            log.mark(base.saturating_add(RING_HEADER as u64 + USED_SIZE as u64 * slot), 8);
+            let offset = RING_HEADER as u64 + USED_SIZE as u64 * slot;
+            log.mark(self.used_log.saturating_add(offset), USED_SIZE as u64);
             at = at.wrapping_add(1);
         }
-        log.mark(base, RING_HEADER as u64);
+        log.mark(self.used_log, RING_HEADER as u64);
     }
 
-    fn write_used_flags(&mut self, flags: u16) {
-        // SAFETY: the used ring's header was located, and is 4-byte aligned.
-        unsafe { self.used.cast::<u16>().write_volatile(flags.to_le()) };
+    /// Writes a word of the used ring that is not one of its entries: the flags (at `offset` 0) or
+    /// `avail_event` (behind the entries).
+    fn write_used_word(&mut self, offset: usize, value: u16, log: Option<&DirtyLog>) {
+        // SAFETY: both words were located with the ring, and are 2-byte aligned.
+        unsafe { self.used.add(offset).cast::<u16>().write_volatile(value.to_le()) };
+        if let Some(log) = log {
+            log.mark(self.used_log.saturating_add(offset as u64), 2);
+        }
     }
 }
 
@@ -224,8 +230,8 @@ impl Format for SplitRing {
         // SAFETY: the used ring's header was located, and is 4-byte aligned.
         unsafe { self.used.add(2).cast::<u16>().write_volatile(self.next.to_le()) };
         // What was written is marked after it: a mark that the frontend takes early is set again.
-        if let Some((log, base)) = log.zip(self.used_log) {
-            self.mark_used(log, base);
+        if let Some(log) = log {
+            self.mark_used(log);
         }
         self.published = self.next;
     }
@@ -256,22 +262,21 @@ impl Format for SplitRing {
         }
     }
 
-    fn suppress_kicks(&mut self) {
+    fn suppress_kicks(&mut self, log: Option<&DirtyLog>) {
         self.kicks_wanted = Some(false);
         if !self.event_idx {
-            self.write_used_flags(USED_F_NO_NOTIFY);
+            self.write_used_word(0, USED_F_NO_NOTIFY, log);
         }
         // With EVENT_IDX the old `avail_event` stays: one stray kick in 65,536 buffers.
     }
 
-    fn request_kicks(&mut self) {
+    fn request_kicks(&mut self, log: Option<&DirtyLog>) {
         self.kicks_wanted = Some(true);
         if self.event_idx {
-            let offset = RING_HEADER + USED_SIZE * usize::from(self.size);
-            // SAFETY: `avail_event` is the word behind the used ring; it was located.
-            unsafe { self.used.add(offset).cast::<u16>().write_volatile(self.next.to_le()) };
+            let behind = RING_HEADER + USED_SIZE * usize::from(self.size);
+            self.write_used_word(behind, self.next, log);
         } else {
-            self.write_used_flags(0);
+            self.write_used_word(0, 0, log);
         }
         // The request is seen before the index is read again (section 2.7.13.4.1).
         fence(Ordering::SeqCst);

@@ -437,6 +437,12 @@ fn written_pages_are_logged_while_the_feature_says_so(new: New) {
     } else {
         assert_eq!(pages(), [desc, used, buffer], "the used descriptors, and the device's event");
     }
+    for wanted in [true, false] {
+        file.set_len(0).unwrap();
+        file.set_len(4096).unwrap();
+        ring.want_kicks(wanted);
+        assert_eq!(pages(), [used], "what the driver is asked for is written as well");
+    }
 }
 
 fn memory_and_addresses_can_change_while_it_runs(new: New) {

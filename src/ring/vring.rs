@@ -418,11 +418,11 @@ impl<F: Format> LiveRing<F> {
     fn want_kicks(&mut self, wanted: bool) -> bool {
         if wanted {
             // Each time: the event index names the next buffer.
-            self.ring.request_kicks();
+            self.ring.request_kicks(self.log.as_deref());
             return self.ring.has_available() != Ok(false);
         }
         if self.ring.kicks_wanted() != Some(false) {
-            self.ring.suppress_kicks();
+            self.ring.suppress_kicks(self.log.as_deref());
         }
         false
     }
