@@ -194,12 +194,16 @@ impl Session {
         OFFERED
     }
 
-    /// SET_FEATURES. On running rings too: migration adds and removes LOG_ALL.
+    /// SET_FEATURES. On running rings too: migration adds and removes LOG_ALL. With that the log
+    /// goes: the frontend gives another one for the next migration.
     pub fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
-        match features & !OFFERED {
-            0 => self.features = features,
-            unknown => return Err(Refusal::Features(unknown)),
+        if features & !OFFERED != 0 {
+            return Err(Refusal::Features(features & !OFFERED));
         }
+        let before = std::mem::replace(&mut self.features, features);
+        let logged_until_now = before & !features & feature::LOG_ALL != 0;
+        // Unmapped at the end of this function, when no ring has it any more.
+        let _log = if logged_until_now { self.log.take() } else { None };
         if features & PROTOCOL_FEATURES == 0 {
             // There is no SET_VRING_ENABLE then ("Ring states" in the specification).
             self.enabled.fill(true);
@@ -208,6 +212,9 @@ impl Session {
         self.change(|rings| {
             for (ring, enabled) in rings.iter_mut().zip(enabled) {
                 ring.set_features(features);
+                if logged_until_now {
+                    ring.set_log(None);
+                }
                 ring.set_enabled(enabled);
             }
         });
