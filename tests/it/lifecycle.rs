@@ -1,20 +1,18 @@
 //! Frontends come, change their minds and go: both orders of set-up, reconnection, stop and
-//! resume, memory that changes under traffic, the dirty log, and the client role.
+//! resume, memory that changes under traffic, and the client role.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Shutdown;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use fakeguest::frames::{Frame, mac};
 use fakeguest::layout::Piece;
-use fakeguest::memory::{DirtyBits, Region};
+use fakeguest::memory::Region;
 use fakeguest::protocol::{Acks, Connection};
-use fakeguest::ring::RingAddresses;
-use fakeguest::{Guest, Layout, Memory, Received, Role, SetupOrder};
+use fakeguest::{Guest, Layout, Memory, Role, SetupOrder};
 
 use super::support::proc::{Process, holdings, holds_again};
 use super::support::switch::{Statistics, Switch};
@@ -24,8 +22,6 @@ use super::support::{over_both_formats, wait_for};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing must come for there to be nothing.
 const SILENCE: Duration = Duration::from_millis(100);
-/// A page of the dirty log, bytes.
-const PAGE: u64 = 4096;
 
 over_both_formats! {
     both_orders_of_set_up_work_with_one_and_with_many_queues
@@ -37,8 +33,6 @@ over_both_formats! {
     memory_comes_and_goes_under_traffic
     a_frame_in_memory_that_is_gone_is_refused
     a_memory_table_can_be_sent_again_under_traffic
-    the_dirty_log_has_all_pages_written_and_only_while_it_is_on
-    memory_that_comes_while_logging_is_logged
     frontends_that_come_and_go_leave_nothing
     reset_makes_a_device_new
     a_call_descriptor_can_be_replaced_while_the_guest_waits
@@ -367,121 +361,6 @@ fn a_memory_table_can_be_sent_again_under_traffic(format: u64) {
     bench.b.connection().set_mem_table(memory.regions(), memory.file()).expect("set");
     bench.exchange(51);
     bench.switch.stop();
-}
-
-/// The pages that hold these guest addresses.
-fn pages(range: Range<u64>) -> impl Iterator<Item = u64> {
-    range.start / PAGE..=(range.end - 1) / PAGE
-}
-
-/// The pages of a ring of 64 entries that the device writes to.
-fn used_pages(ring: RingAddresses, format: u64) -> BTreeSet<u64> {
-    if format == 0 {
-        return pages(ring.used..ring.used + 6 + 8 * 64).collect();
-    }
-    pages(ring.desc..ring.desc + 16 * 64).chain(pages(ring.used..ring.used + 4)).collect()
-}
-
-/// A guest whose receive buffers are its own, one by one, on pages of their own.
-struct Logged {
-    guest: Guest,
-}
-
-impl Logged {
-    /// Posts a buffer of `len` bytes that begins at the end of a page; returns where.
-    fn post(&mut self, len: u32) -> u64 {
-        let addr = self.guest.memory().alloc(u64::from(len) + 3 * PAGE, PAGE) + PAGE - 20;
-        assert!(self.guest.queue(0).rx.post_pieces(&[Piece { addr, len }], false));
-        addr
-    }
-
-    fn recv(&mut self) -> Received {
-        self.guest.recv(0, PATIENCE).expect("a frame")
-    }
-}
-
-fn the_dirty_log_has_all_pages_written_and_only_while_it_is_on(format: u64) {
-    let mut switch = Switch::builder().port("a").port("b").start();
-    let mut a = Guest::builder(switch.socket("a")).with(format).attach().expect("a guest");
-    let b = Guest::builder(switch.socket("b")).with(format).ring_size(64).manual_posting();
-    let b = b.regions(&[(0, 64 << 20)]).attach().expect("a guest");
-    let mut b = Logged { guest: b };
-    b.guest.queue(0).rx.drop_idle();
-    let rings = [b.guest.ring(0).addresses(), b.guest.ring(1).addresses()];
-    let (rx_used, tx_used) = (used_pages(rings[0], format), used_pages(rings[1], format));
-
-    // A log without LOG_ALL: nothing is marked.
-    let early = DirtyBits::new(64 << 20).expect("a log");
-    b.guest.connection().set_log_base(early.size(), early.file()).expect("a log");
-    let mut round = |b: &mut Logged, len: usize| -> BTreeSet<u64> {
-        let addr = b.post(20_000);
-        let frame = Frame::pattern(mac(2), mac(1), len, len as u32);
-        a.send(0, &frame, &Layout::whole());
-        assert_eq!(b.recv().bytes, frame.bytes);
-        assert!(a.flush(0, PATIENCE));
-        pages(addr..addr + 12 + len as u64).collect()
-    };
-    round(&mut b, 9000);
-    assert_eq!(early.take(), [0; 0]);
-
-    let log = b.guest.start_log().expect("a log");
-    log.take(); // what switching over itself wrote
-    for len in [14, 60, 1514, 4076, 4077, 9000, 16_000] {
-        let written = round(&mut b, len);
-        // The used index is marked before it is seen, and the buffers before that.
-        let marked: BTreeSet<u64> = log.take().into_iter().collect();
-        assert!(marked.is_superset(&written), "{len} bytes: {written:?} in {marked:?}");
-        let used: BTreeSet<_> = marked.difference(&written).copied().collect();
-        assert!(!used.is_empty() && used.is_subset(&rx_used), "{len}: {used:?} of {rx_used:?}");
-        assert!(used.contains(&(rings[0].used / PAGE)), "the device's area is marked");
-    }
-
-    // What b sends marks the used ring only: its buffers are read.
-    for frame in frames(2, 1, 5, 1) {
-        b.guest.send(0, &frame, &Layout::whole());
-        assert!(b.guest.flush(0, PATIENCE));
-        let marked: BTreeSet<u64> = log.take().into_iter().collect();
-        assert!(marked.contains(&(rings[1].used / PAGE)) && marked.is_subset(&tx_used));
-    }
-
-    // The next pass of a migration that takes a log of its own for each.
-    let second = DirtyBits::new(64 << 20).expect("a log");
-    b.guest.connection().set_log_base(second.size(), second.file()).expect("a log");
-    log.take();
-    let written = round(&mut b, 3000);
-    let marked: BTreeSet<u64> = second.take().into_iter().collect();
-    assert!(marked.is_superset(&written));
-    assert_eq!(log.take(), [0; 0], "nobody writes to the old log when SET_LOG_BASE is answered");
-
-    b.guest.stop_log().expect("no log");
-    second.take();
-    round(&mut b, 9000);
-    assert_eq!(second.take(), [0; 0]);
-    assert_eq!(early.take(), [0; 0]);
-    assert_eq!(switch.statistics().dropped(), 0);
-    switch.stop();
-}
-
-fn memory_that_comes_while_logging_is_logged(format: u64) {
-    let mut switch = Switch::builder().port("a").port("b").start();
-    let mut a = Guest::builder(switch.socket("a")).with(format).attach().expect("a guest");
-    let guest = Guest::builder(switch.socket("b")).with(format).ring_size(64).manual_posting();
-    let regions = [(0, 64 << 20), (1 << 30, 1 << 20)];
-    let mut b = Logged { guest: guest.regions(&regions).attach().expect("a guest") };
-    b.guest.queue(0).rx.drop_idle();
-    let memory = b.guest.memory().clone();
-    let late = memory.regions()[1];
-    b.guest.connection().rem_mem_reg(&late).expect("removed");
-    let log = b.guest.start_log().expect("a log");
-    b.guest.connection().add_mem_reg(&late, memory.file()).expect("added");
-    let addr = late.guest_addr + 5 * PAGE;
-    assert!(b.guest.queue(0).rx.post_pieces(&[Piece { addr, len: 2000 }], false));
-    let frame = Frame::pattern(mac(2), mac(1), 1500, 1);
-    a.send(0, &frame, &Layout::whole());
-    assert_eq!(b.recv().bytes, frame.bytes);
-    assert!(log.take().contains(&(addr / PAGE)));
-    assert_eq!(switch.statistics().dropped(), 0);
-    switch.stop();
 }
 
 #[test]

@@ -6,6 +6,8 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod cli;
+mod cloud_hypervisor;
+mod dirty_log;
 mod guests;
 mod hostile;
 mod house;

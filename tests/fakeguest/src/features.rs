@@ -73,6 +73,10 @@ pub const LINUX: u64 = OFFLOADS
     | PROTOCOL_FEATURES
     | VERSION_1;
 
+/// What a Linux guest accepts of what Cloud Hypervisor passes on. Kernels that know IN_ORDER accept
+/// that, too.
+pub const CLOUD_HYPERVISOR: u64 = LINUX & !(GUEST_USO4 | GUEST_USO6 | HOST_USO);
+
 /// The least that a virtio 1.x driver can accept.
 pub const MINIMAL: u64 = VERSION_1 | PROTOCOL_FEATURES;
 

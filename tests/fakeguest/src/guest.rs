@@ -13,7 +13,7 @@ use crate::memory::Memory;
 use crate::protocol::Connection;
 pub use crate::queue::{Burst, Received, RxQueue, TxQueue};
 use crate::ring::Ring;
-use crate::setup::Builder;
+use crate::setup::{Builder, SetupOrder};
 
 /// How long [`Guest::send`] waits for room in the ring.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -219,17 +219,27 @@ impl Guest {
         (0..2 * self.queues.len()).map(|ring| self.connection.get_vring_base(ring as u32)).collect()
     }
 
-    /// Starts stopped rings again where the device left them, memory as it was: QEMU's `cont`.
-    pub fn resume(&self) -> io::Result<()> {
-        self.start_rings(0..2 * self.queues.len())
-    }
-
     /// Loses the connection and attaches again with rings and memory as they are: the VMM's view
     /// of a backend that restarts.
     pub fn reconnect(&mut self) -> io::Result<()> {
         // Both ends must not be busy at once: a backend may serve one frontend only.
         let _ = self.connection.stream().shutdown(std::net::Shutdown::Both);
         self.connection = self.settings.connect(self.listener.as_ref())?;
-        self.bring_up()
+        match self.settings.order {
+            SetupOrder::Qemu => self.bring_up_as_qemu(),
+            SetupOrder::CloudHypervisor => self.reinitialise(),
+        }
+    }
+
+    /// Goes on at another switch, to whose socket at `path` it connects: what a VMM does that
+    /// received the guest from another host.
+    pub fn move_to(&mut self, path: impl AsRef<Path>) -> io::Result<()> {
+        let _ = self.connection.stream().shutdown(std::net::Shutdown::Both);
+        path.as_ref().clone_into(&mut self.settings.path);
+        self.connection = self.settings.connect(None)?;
+        match self.settings.order {
+            SetupOrder::Qemu => self.bring_up_as_qemu(),
+            SetupOrder::CloudHypervisor => self.restore(),
+        }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`split`], [`packed`] | the driver's side of a virtqueue, split or packed |
 //! | [`ring`] | one of both, with its eventfds |
 //! | [`setup`] | the order of messages in which a known VMM brings a device up, and its settings |
+//! | [`cloud_hypervisor`] | the same for Cloud Hypervisor, message by message |
 //! | [`guest`] | a guest: sends and receives frames over its queues |
 //! | [`migrate`] | dirty logging as a migrating VMM does it |
 //! | [`frames`] | frames to send, checks of frames received |
@@ -35,6 +36,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+pub mod cloud_hypervisor;
 pub mod features;
 pub mod frames;
 pub mod guest;

@@ -171,6 +171,13 @@ impl Memory {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 
+    /// All bytes of a region.
+    pub fn snapshot(&self, region: &Region) -> Vec<u8> {
+        let mut bytes = vec![0; region.size as usize];
+        self.read(region.guest_addr, &mut bytes);
+        bytes
+    }
+
     /// Sets `len` bytes to `byte`.
     pub fn fill(&self, guest_addr: u64, len: u64, byte: u8) {
         let to = self.pointer(guest_addr, len).as_ptr();
@@ -272,14 +279,21 @@ impl<T: Cell> Cells<T> {
 pub struct DirtyBits {
     bits: Cells<AtomicU64>,
     memory: Arc<Memory>,
+    size: u64,
 }
 
 impl DirtyBits {
-    /// A clear log for guest-physical addresses below `limit`.
+    /// A clear log for guest-physical addresses below `limit`, of whole pages, as QEMU makes it.
     pub fn new(limit: u64) -> io::Result<DirtyBits> {
-        let bytes = limit.div_ceil(4096 * 8).next_multiple_of(4096);
+        DirtyBits::of_size(limit.div_ceil(4096 * 8).next_multiple_of(4096))
+    }
+
+    /// A clear log of so many bytes, which need not be a multiple of anything.
+    pub fn of_size(size: u64) -> io::Result<DirtyBits> {
+        let bytes = size.next_multiple_of(4096);
         let memory = Memory::new(&[(0, bytes)])?;
-        Ok(DirtyBits { bits: memory.cells(0, bytes as usize / 8), memory })
+        memory.file().set_len(size)?;
+        Ok(DirtyBits { bits: memory.cells(0, bytes as usize / 8), memory, size })
     }
 
     /// The file to pass with SET_LOG_BASE.
@@ -289,13 +303,13 @@ impl DirtyBits {
 
     /// Its length in bytes.
     pub fn size(&self) -> u64 {
-        self.memory.regions()[0].size
+        self.size
     }
 
     /// Takes the page numbers marked since the last call, and clears them.
     pub fn take(&self) -> Vec<u64> {
         let mut pages = Vec::new();
-        for word in 0..self.size() / 8 {
+        for word in 0..self.size.div_ceil(8) {
             let mut bits = self.bits.at(word as usize).swap(0, Ordering::AcqRel);
             while bits != 0 {
                 pages.push(word * 64 + u64::from(bits.trailing_zeros()));

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -89,6 +90,8 @@ pub struct Connection {
     acks: Acks,
     /// REPLY_ACK is negotiated.
     reply_ack: bool,
+    /// Request and flags of each message since [`Connection::take_trace`].
+    trace: Mutex<Vec<(u32, u32)>>,
 }
 
 impl Connection {
@@ -96,7 +99,7 @@ impl Connection {
     pub fn new(stream: UnixStream, acks: Acks) -> io::Result<Connection> {
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
-        Ok(Connection { stream, acks, reply_ack: false })
+        Ok(Connection { stream, acks, reply_ack: false, trace: Mutex::default() })
     }
 
     /// The socket, for tests that write bytes of their own.
@@ -104,8 +107,14 @@ impl Connection {
         &self.stream
     }
 
+    /// Request and flags of each message that was sent since the last call.
+    pub fn take_trace(&self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.trace.lock().expect("nothing panics while it holds the lock"))
+    }
+
     /// Sends one message with exactly these header fields, body and descriptors.
     pub fn raw(&self, code: u32, flags: u32, body: &[u8], fds: &[RawFd]) -> io::Result<()> {
+        self.trace.lock().expect("nothing panics while it holds the lock").push((code, flags));
         let size = u32::try_from(body.len()).map_err(io::Error::other)?;
         let mut message = Vec::with_capacity(12 + body.len());
         for word in [code, flags, size] {
@@ -301,12 +310,16 @@ impl Connection {
     }
 
     /// SET_LOG_BASE: the dirty log's length in bytes and its file; awaits the reply that
-    /// LOG_SHMFD demands.
+    /// LOG_SHMFD demands. It is the only one, also if an acknowledgement is asked for.
     pub fn set_log_base(&self, size: u64, file: &File) -> io::Result<()> {
         let mut body = size.to_le_bytes().to_vec();
         body.extend_from_slice(&0u64.to_le_bytes());
-        self.raw(code::SET_LOG_BASE, VERSION, &body, &[file.as_raw_fd()])?;
-        self.reply(code::SET_LOG_BASE).map(drop)
+        let wanted = self.reply_ack && self.acks == Acks::All;
+        let flags = if wanted { VERSION | NEED_REPLY } else { VERSION };
+        self.raw(code::SET_LOG_BASE, flags, &body, &[file.as_raw_fd()])?;
+        let reply = self.reply(code::SET_LOG_BASE)?;
+        // Cloud Hypervisor reads as much as it sent, QEMU any length.
+        if reply.len() == body.len() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
     /// SEND_RARP: announce the guest's address.

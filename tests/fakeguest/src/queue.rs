@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
@@ -135,6 +136,11 @@ impl RxQueue {
 
     pub(crate) fn set_format(&mut self, mergeable: bool, header_len: usize) {
         (self.mergeable, self.header_len) = (mergeable, header_len);
+    }
+
+    /// The guest memory that the queue's own buffers lie in. Only the device writes there.
+    pub fn buffers(&self) -> Range<u64> {
+        self.slots.first..self.slots.first + self.slots.bytes(self.ring.size()) as u64
     }
 
     /// Posts up to `count` idle buffers and publishes them; tells how many.

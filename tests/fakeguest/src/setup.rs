@@ -1,8 +1,8 @@
 //! How a guest is set up: its settings, and the order of messages of the VMM it plays.
 //!
-//! The orders are those observed of QEMU 7.2 and Cloud Hypervisor, mistakes included: QEMU enables
-//! rings before it has accepted any feature, and sends the memory once per queue pair; Cloud
-//! Hypervisor wants every message acknowledged and resumes at the avail index.
+//! The order of QEMU 7.2 is here, mistakes included: it enables rings before it has accepted any
+//! feature, and sends the memory once per queue pair. Cloud Hypervisor's is in
+//! [`crate::cloud_hypervisor`].
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -178,22 +178,21 @@ impl Builder {
         }
         let connection = self.connect(listener.as_ref())?;
         let mut guest = Guest::assemble(self, connection, listener, memory, queues);
-        guest.bring_up()?;
+        match guest.settings.order {
+            SetupOrder::Qemu => guest.bring_up_as_qemu()?,
+            SetupOrder::CloudHypervisor => guest.create_and_activate()?,
+        }
         guest.first_post();
         Ok(guest)
     }
 
-    /// Which of the offered protocol features to accept: Cloud Hypervisor knows fewer.
-    fn accepts(&self, offered: u64) -> u64 {
-        let known = match self.order {
-            SetupOrder::Qemu => protocol::ALL,
-            SetupOrder::CloudHypervisor => {
-                protocol::MQ
-                    | protocol::REPLY_ACK
-                    | protocol::LOG_SHMFD
-                    | protocol::CONFIGURE_MEM_SLOTS
-            }
-        };
+    /// Which of the features on offer to accept.
+    pub(crate) fn accepts(&self, offered: u64) -> u64 {
+        offered & self.features
+    }
+
+    /// Which of the protocol features on offer to accept, of those that the VMM knows.
+    pub(crate) fn accepts_protocol(&self, offered: u64, known: u64) -> u64 {
         offered & known & self.protocol_features
     }
 
@@ -255,15 +254,7 @@ fn connect_patiently(path: &Path) -> io::Result<UnixStream> {
 
 impl Guest {
     /// Negotiates and starts all rings over a fresh connection.
-    pub(crate) fn bring_up(&mut self) -> io::Result<()> {
-        match self.settings.order {
-            SetupOrder::Qemu => self.bring_up_as_qemu()?,
-            SetupOrder::CloudHypervisor => self.bring_up_as_cloud_hypervisor()?,
-        }
-        self.sync()
-    }
-
-    fn bring_up_as_qemu(&mut self) -> io::Result<()> {
+    pub(crate) fn bring_up_as_qemu(&mut self) -> io::Result<()> {
         for pair in 0..self.queues.len() {
             self.negotiate(pair == 0)?;
             for ring in [2 * pair, 2 * pair + 1] {
@@ -288,36 +279,26 @@ impl Guest {
             let status = self.connection.get_status()?;
             self.connection.set_status(status | STATUS_RUNNING)?;
         }
-        Ok(())
-    }
-
-    fn bring_up_as_cloud_hypervisor(&mut self) -> io::Result<()> {
-        self.negotiate(true)?;
-        self.connection.set_features(self.features)?;
-        self.connection.set_mem_table(self.memory.regions(), self.memory.file())?;
-        self.start_rings(0..2 * self.queues.len())?;
-        if self.has_protocol_features() { self.enable_rings(self.queues.len()) } else { Ok(()) }
+        self.sync()
     }
 
     /// Everything up to the choice of features. `first`: what is sent once per device.
     fn negotiate(&mut self, first: bool) -> io::Result<()> {
-        if first && self.settings.order == SetupOrder::CloudHypervisor {
-            self.connection.set_owner()?;
-        }
         self.offered = self.connection.get_features()?;
-        self.set_format(self.offered & self.settings.features);
+        self.set_format(self.settings.accepts(self.offered));
         if self.has_protocol_features() {
             let offered = self.connection.get_protocol_features()?;
-            self.protocol_features = self.settings.accepts(offered);
+            self.protocol_features = self.settings.accepts_protocol(offered, protocol::ALL);
             self.connection.set_protocol_features(self.protocol_features)?;
             if first {
-                self.check_queue_num()?;
+                // QEMU takes what it gets for queue pairs.
+                self.check_queue_num(self.queues.len())?;
             }
             if self.protocol_features & protocol::CONFIGURE_MEM_SLOTS != 0 {
                 self.connection.get_max_mem_slots()?;
             }
         }
-        if first && self.settings.order == SetupOrder::Qemu {
+        if first {
             self.connection.set_owner()?;
             self.connection.get_features()?;
         }
@@ -329,15 +310,11 @@ impl Guest {
         Ok(())
     }
 
-    /// QEMU compares the number with queue pairs, Cloud Hypervisor with rings.
-    fn check_queue_num(&self) -> io::Result<()> {
+    /// Asks how many queues there are, of which `need` are needed.
+    pub(crate) fn check_queue_num(&self, need: usize) -> io::Result<()> {
         if self.protocol_features & protocol::MQ == 0 {
             return Ok(());
         }
-        let need = match self.settings.order {
-            SetupOrder::Qemu => self.queues.len(),
-            SetupOrder::CloudHypervisor => 2 * self.queues.len(),
-        };
         match self.connection.get_queue_num()? {
             count if count >= need as u64 => Ok(()),
             count => Err(io::Error::other(format!("{count} queues offered, {need} needed"))),
@@ -352,36 +329,24 @@ impl Guest {
         regions.try_for_each(|region| self.connection.add_mem_reg(region, self.memory.file()))
     }
 
-    /// Size, base, addresses and descriptors of these rings, in the order of the VMM.
-    pub(crate) fn start_rings(&self, rings: impl IntoIterator<Item = usize>) -> io::Result<()> {
+    /// Size, base, addresses and descriptors of these rings.
+    fn start_rings(&self, rings: impl IntoIterator<Item = usize>) -> io::Result<()> {
         let connection = &self.connection;
         for index in rings {
-            let ring = self.ring(index);
+            let (ring, at) = (self.ring(index), index as u32);
             let signals = ring.signals();
-            let (kick, call) = (Some(signals.kick.as_raw_fd()), Some(signals.call.as_raw_fd()));
-            let addr = vring_addr(&self.memory, ring, false);
-            let (size, at) = (u32::from(ring.size()), index as u32);
-            connection.set_vring_num(at, size)?;
-            match self.settings.order {
-                SetupOrder::Qemu => {
-                    connection.set_vring_base(at, ring.base())?;
-                    connection.set_vring_addr(at, addr)?;
-                    connection.set_vring_kick(at, kick)?;
-                    connection.set_vring_call(at, call)?;
-                }
-                SetupOrder::CloudHypervisor => {
-                    connection.set_vring_addr(at, addr)?;
-                    let base = match ring {
-                        Ring::Split(ring) => u32::from(ring.avail_index()),
-                        Ring::Packed(ring) => ring.base(),
-                    };
-                    connection.set_vring_base(at, base)?;
-                    connection.set_vring_call(at, call)?;
-                    connection.set_vring_kick(at, kick)?;
-                }
-            }
+            connection.set_vring_num(at, ring.size().into())?;
+            connection.set_vring_base(at, ring.base())?;
+            connection.set_vring_addr(at, vring_addr(&self.memory, ring, false))?;
+            connection.set_vring_kick(at, Some(signals.kick.as_raw_fd()))?;
+            connection.set_vring_call(at, Some(signals.call.as_raw_fd()))?;
         }
         Ok(())
+    }
+
+    /// Starts stopped rings again where the device left them, memory as it was: QEMU's `cont`.
+    pub fn resume(&self) -> io::Result<()> {
+        self.start_rings(0..2 * self.queues.len())
     }
 
     /// Enables the rings of the first `pairs` pairs and disables the others: what `ethtool -L`
@@ -397,7 +362,15 @@ impl Guest {
         self.connection.get_features().map(drop)
     }
 
-    fn has_protocol_features(&self) -> bool {
+    /// The same, unless every message has an acknowledgement anyway.
+    pub(crate) fn acknowledged(&self) -> io::Result<()> {
+        match self.settings.order {
+            SetupOrder::Qemu => self.sync(),
+            SetupOrder::CloudHypervisor => Ok(()),
+        }
+    }
+
+    pub(crate) fn has_protocol_features(&self) -> bool {
         self.features & features::PROTOCOL_FEATURES != 0
     }
 }

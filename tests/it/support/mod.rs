@@ -7,6 +7,7 @@ pub mod balance;
 pub mod lan;
 pub mod machines;
 pub mod netns;
+pub mod precopy;
 pub mod proc;
 pub mod qemu;
 pub mod switch;
