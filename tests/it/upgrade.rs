@@ -1,6 +1,8 @@
 //! Another process takes the switch's place, and nobody notices: no frame lost, repeated or out of
 //! order, no connection closed; and if it can't, the old one goes on.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +14,7 @@ use fakeguest::host::{PacketSocket, within};
 use fakeguest::protocol::{NEED_REPLY, VERSION, code};
 use fakeguest::{Guest, Layout, Role};
 
+use super::support::machines::{Lan, Station, machines};
 use super::support::netns::Netns;
 use super::support::switch::{Statistics, Switch};
 use super::support::{over_both_formats, wait_for};
@@ -181,6 +184,38 @@ fn the_dirty_log_goes_on(format: u64) {
 }
 
 #[test]
+fn real_guests_keep_their_connections() {
+    const A: Station = Station::Guest(0);
+    const B: Station = Station::Guest(1);
+    const MIB: u64 = 1 << 20;
+    let _alone = machines();
+    let mut lan = Lan::new(&[&[], &["--device", "packed=on"]]);
+    let server = lan.stream_server();
+    lan.start_stream(A, Station::Host, 1);
+    // One file after the other, from one guest to the other; what arrives is summed up.
+    lan.serve_files(A);
+    let digest = lan.make_file(A, "file", 16);
+    let fetch = format!("wget -q -O - http://{}/file | sha256sum", A.ip4());
+    let fetches = format!("while [ ! -e /run/stop ]; do {fetch}; done");
+    lan.run(B, &format!("({fetches}; touch /run/stopped) >/run/sums 2>&1 &"));
+    for _ in 0..5 {
+        lan.wait_received(B, 8 * MIB);
+        lan.wait_received(Station::Host, 8 * MIB);
+        lan.switch.upgrade();
+    }
+    lan.wait_received(B, 8 * MIB);
+    lan.run(B, "touch /run/stop; while [ ! -e /run/stopped ]; do sleep 0.1; done");
+    let sums = lan.run(B, "cat /run/sums");
+    assert!(sums.lines().count() > 2, "{sums}");
+    assert!(sums.lines().all(|line| line.split_whitespace().next() == Some(&digest)), "{sums}");
+    lan.end_stream(A);
+    let now = lan.balanced_statistics();
+    assert_eq!(now.dropped(), 0, "{now:?}");
+    drop(server);
+    lan.stop();
+}
+
+#[test]
 fn the_command_says_who_took_over() {
     let mut switch = three_ports();
     let old = switch.process().pid();
@@ -241,6 +276,27 @@ fn without_a_switch_or_a_socket_the_command_fails_and_says_so() {
         assert!(text.contains(says), "{text}");
     }
     assert!(switch.process().ended().is_none());
+    switch.stop();
+}
+
+#[test]
+fn strangers_are_refused() {
+    let mut switch = three_ports();
+    let mode = std::fs::metadata(switch.upgrade_socket()).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // Even if the socket's file lets them in.
+    let open = Permissions::from_mode(0o777);
+    std::fs::set_permissions(switch.upgrade_socket(), open.clone()).expect("a mode");
+    let dir = switch.upgrade_socket().parent().expect("a directory").to_owned();
+    std::fs::set_permissions(&dir, open).expect("a mode");
+    let socket = format!("UNIX-CONNECT:{}", switch.upgrade_socket().display());
+    let mut stranger = Command::new("setpriv");
+    stranger.args(["--reuid", "65533", "--regid", "65533", "--clear-groups", "--"]);
+    let output = stranger.args(["socat", "-t", "60", "-u", &socket, "-"]).output().expect("socat");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with("{\"message\":\"refused\""), "{said} {output:?}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    switch.upgrade();
     switch.stop();
 }
 

@@ -111,7 +111,7 @@ impl Lan {
     pub fn new(options: &[&[&str]]) -> Lan {
         let host = Netns::new();
         let ports = (0..options.len()).map(port_of);
-        let builder = Switch::builder().netns(&host).uplink(UPLINK);
+        let builder = Switch::builder().netns(&host).uplink(UPLINK).upgradable();
         let switch = ports.fold(builder, |builder, port| builder.port(&port)).start();
         set_up_host(&host);
         let sockets = (0..options.len()).map(|index| switch.socket(&port_of(index)));
