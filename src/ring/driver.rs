@@ -116,11 +116,6 @@ impl Driver {
         ring
     }
 
-    /// The file that holds the memory, from `BASE` on.
-    pub fn file(&self) -> File {
-        self.file.try_clone().unwrap()
-    }
-
     /// Bytes of memory.
     pub fn len(&self) -> u64 {
         SIZE

@@ -55,6 +55,8 @@ pub struct Taken {
     pub taken: u16,
     pub bad_chains: u16,
     pub bad_lengths: u16,
+    /// Whether the driver was called.
+    pub called: bool,
 }
 
 /// Takes a burst, reads its frames whole, and completes it.
@@ -68,12 +70,16 @@ pub fn take(ring: &mut Ring) -> Option<Taken> {
         assert_eq!(bytes.len(), frame.len as usize);
         bytes
     };
-    let frames: Vec<_> = burst.frames.iter().map(read).collect();
-    let (bad_chains, bad_lengths) = burst.bad(burst.taken, frames.len());
-    let taken = Taken { frames, taken: burst.taken, bad_chains, bad_lengths };
+    let mut taken = Taken {
+        frames: burst.frames.iter().map(read).collect(),
+        taken: burst.taken,
+        bad_chains: burst.bad_chains,
+        bad_lengths: burst.bad_lengths,
+        called: false,
+    };
     ring.complete_burst(taken.taken);
     ring.publish();
-    ring.call_if_wanted();
+    taken.called = ring.call_if_wanted();
     Some(taken)
 }
 
@@ -234,7 +240,7 @@ fn put(ring: &mut Ring, frame: &[u8]) -> Result<(), RxFault> {
     done
 }
 
-fn deliver<F: Format>(mut receiver: Receiver<'_, F>, frame: &[u8]) -> Result<(), RxFault> {
+pub fn deliver<F: Format>(mut receiver: Receiver<'_, F>, frame: &[u8]) -> Result<(), RxFault> {
     receiver.prepare(64);
     receiver.deliver(VnetHeader::default().encode(), frame.len() as u32, frame, Tail::EMPTY)
 }
