@@ -16,6 +16,7 @@ use thiserror::Error;
 use vhost::vhost_user::{BackendReqHandler, Error as LibraryError};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::ring::{QueueEvents, Queues};
 use crate::sys::fault::Alarm;
 use crate::sys::socket::{Received, receive, wait_for_input};
 
@@ -79,6 +80,32 @@ pub(super) enum Wish {
     GoOn,
     Stop,
     HandOver,
+}
+
+/// Serves one frontend whose connection is `stream`, in this thread: the middle of an
+/// [`Endpoint`](super::Endpoint), for whoever brings the connection along (`tests/fuzz`). `alarm`
+/// rings when the frontend takes memory away; `wait` sleeps until the stream has news, and says
+/// whether to go on. Returns how many messages came.
+///
+/// # Errors
+///
+/// The process is out of descriptors.
+pub fn serve_stream(
+    stream: UnixStream,
+    queues: Arc<Queues>,
+    events: Arc<dyn QueueEvents>,
+    mtu: Option<u16>,
+    alarm: Arc<Alarm>,
+    mut wait: impl FnMut() -> io::Result<bool>,
+) -> io::Result<u64> {
+    let journal = Arc::new(Journal::new("stream"));
+    let session = Session::new(queues, events, Arc::clone(&journal), mtu, alarm);
+    let mut connection = Connection::new(Arc::new(stream), session, journal)?;
+    connection.serve(|idle| {
+        let goes_on = !idle || wait()?;
+        Ok(if goes_on { Wish::GoOn } else { Wish::Stop })
+    });
+    Ok(connection.served())
 }
 
 /// Why a message was refused; told to the operator.

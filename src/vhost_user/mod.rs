@@ -40,5 +40,6 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use connection::serve_stream;
 pub use endpoint::{Endpoint, EndpointError, PortSocket};
 pub use handover::{Arrival, Estate, Handover, Inheritance};

@@ -8,7 +8,6 @@
 //!
 //! Control talks to a worker by its [`mailbox::Mailbox`], between bursts.
 
-mod budget;
 mod events;
 mod gate;
 mod mailbox;
@@ -57,6 +56,4 @@ pub struct WorkerCounters {
     pub sleeps: Counter,
     /// Looks at epoll without sleeping.
     pub looks: Counter,
-    /// How often a source was passed over because its port was ahead of others.
-    pub passed_over: Counter,
 }
