@@ -105,6 +105,8 @@ pub struct Frame {
     pub verdict: Verdict,
     /// The hash of its flow, where it was needed already.
     pub flow: Option<u32>,
+    /// The buffer that it was in, counted from the first one of the burst.
+    pub buffer: u16,
 }
 
 impl Default for Frame {
@@ -116,6 +118,7 @@ impl Default for Frame {
             tail: 0..0,
             verdict: Verdict::Drop(DropReason::BadChain),
             flow: None,
+            buffer: 0,
         }
     }
 }

@@ -22,6 +22,7 @@ impl Statistics {
                 ("busy_cycles", c.busy_cycles.get()),
                 ("sleeps", c.sleeps.get()),
                 ("looks", c.looks.get()),
+                ("passed_over", c.passed_over.get()),
             ]
         });
         Self {

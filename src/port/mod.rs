@@ -17,6 +17,14 @@ pub use vhost::VhostPort;
 use crate::frame::{Frame, PortId};
 use crate::mem::Segments;
 
+/// What a frame into a guest's ring takes, however short: its buffer, its headers. Measured were 60
+/// for one of 64 bytes and 100 for a segment of 48 that is cut off.
+const GUEST_OUTPUT_NS: u64 = 100;
+/// A write to a TAP.
+const TAP_OUTPUT_NS: u64 = 800;
+/// What is copied or summed in a nanosecond.
+const BYTES_PER_NS: u64 = 10;
+
 /// A port of the switch.
 #[derive(Debug)]
 pub struct Port {
@@ -100,6 +108,18 @@ impl Port {
     fn queue_of(&self, worker: usize, queues: usize) -> usize {
         let workers = self.counters.len();
         (worker + workers - self.id.index() % workers) % workers % queues
+    }
+
+    /// About how long it takes to send a frame out of this port, ns: for estimates, not for books.
+    pub fn cost(&self, frame: &Frame) -> u64 {
+        let (accepts, output) = match &self.kind {
+            Kind::Vhost(port) => (port.accepts(), GUEST_OUTPUT_NS),
+            Kind::Tap(port) => (port.accepts(), TAP_OUTPUT_NS),
+        };
+        let outputs = u64::from(offload::outputs(frame, accepts));
+        // What is cut is read once more, for the checksums.
+        let bytes = u64::from(frame.len) * if outputs > 1 { 2 } else { 1 };
+        outputs * output + bytes / BYTES_PER_NS
     }
 
     /// Sends frames out of this port. Each is delivered, or counted as a drop of this port.

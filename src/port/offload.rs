@@ -5,7 +5,7 @@
 //! locally, what the fetched head holds of its payload, and a slice of the frame's tail. So
 //! segmentation copies the payload once, too.
 
-use crate::frame::{DropReason, Frame, HEAD_LEN};
+use crate::frame::{DropReason, Frame, HEAD_LEN, Verdict};
 use crate::mem::{Segments, Tail};
 use crate::wire::checksum::Sum;
 use crate::wire::gso::{MAX_HEADERS, Plan};
@@ -13,6 +13,10 @@ use crate::wire::offload::{self, Offloads};
 use crate::wire::vnet::{self, Encoded};
 
 use super::Counters;
+
+/// A frame that goes to all ports is cut into so many for each of them at most: 64 KiB in segments
+/// of 1 KiB. More would keep the worker for too long where there are many ports.
+const MAX_FLOODED: u32 = 64;
 
 /// A frame that leaves as other frames.
 struct Outgoing<'s> {
@@ -44,6 +48,16 @@ pub(super) fn passes(vnet: Encoded, accepts: Offloads) -> Option<Encoded> {
     offload::for_receiver(&vnet.decode(), accepts).map(|vnet| vnet.encode())
 }
 
+/// About how many frames a frame becomes for a receiver with the offloads `accepts`.
+pub(super) fn outputs(frame: &Frame, accepts: Offloads) -> u32 {
+    if passes(frame.vnet, accepts).is_some() {
+        return 1;
+    }
+    let header = frame.vnet.decode();
+    let cut = header.gso_type != vnet::GSO_NONE && header.gso_size > 0;
+    if cut { frame.len.div_ceil(u32::from(header.gso_size)) } else { 1 }
+}
+
 /// Sends a frame as the frames that a receiver with the offloads `accepts` takes: `send` gets
 /// virtio-net header, local bytes, the rest of the payload and the length of each. It ends with the
 /// first one that `send` refuses: the rest is lost as on any wire.
@@ -56,6 +70,9 @@ pub(super) fn convert(
     mut send: impl FnMut(Encoded, &[u8], Tail<'_>, u32) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
     let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
+    if frame.verdict == Verdict::Flood && outgoing.count() > MAX_FLOODED {
+        return Err(DropReason::BadOffload);
+    }
     outgoing.count_conversion(counters);
     for index in 0..outgoing.count() {
         let (vnet, headers, payload, len) = outgoing.frame(index);

@@ -65,7 +65,7 @@ impl TapPort {
     }
 
     /// Offloads that the kernel takes in frames that are written to the device.
-    fn accepts(&self) -> Offloads {
+    pub(super) fn accepts(&self) -> Offloads {
         let without_uso = Offloads::CSUM | Offloads::TSO4 | Offloads::TSO6 | Offloads::ECN;
         if self.tap.has_uso() { Offloads::all() } else { without_uso }
     }

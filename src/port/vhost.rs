@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::frame::{BURST, DropReason, Frame};
 use crate::mem::{Segments, Tail};
-use crate::ring::{AnyReceiver, Format, LinkState, Queues, Receiver, Ring, RxFault};
+use crate::ring::{AnyReceiver, Format, LinkState, Queues, Receiver, Ring, RxFault, feature};
 use crate::wire::flow::flow_hash;
 use crate::wire::offload::Offloads;
 use crate::wire::vnet::Encoded;
@@ -27,6 +27,8 @@ pub struct VhostPort {
     queues: Arc<Queues>,
     /// Bit k: the guest receives on pair k.
     receive_pairs: AtomicU64,
+    /// The features that it negotiated.
+    features: AtomicU64,
     /// Where the guest's flows are, if it may have several pairs.
     flows: Option<FlowQueues>,
 }
@@ -35,7 +37,7 @@ impl VhostPort {
     /// A port over `queues`.
     pub fn new(queues: Arc<Queues>) -> Self {
         let flows = (Queues::len(&queues) > 2).then(FlowQueues::default);
-        Self { queues, receive_pairs: AtomicU64::new(0), flows }
+        Self { queues, receive_pairs: AtomicU64::new(0), features: AtomicU64::new(0), flows }
     }
 
     /// The port's rings.
@@ -45,6 +47,7 @@ impl VhostPort {
 
     /// Takes over what the frontend negotiated.
     pub fn set_link(&self, link: &LinkState) {
+        self.features.store(link.features, Ordering::Relaxed);
         self.receive_pairs.store(link.receive_pairs, Ordering::Relaxed);
     }
 
@@ -52,6 +55,11 @@ impl VhostPort {
     #[inline]
     pub fn is_up(&self) -> bool {
         self.receive_pairs.load(Ordering::Relaxed) != 0
+    }
+
+    /// Offloads that the guest accepts, for estimates: its rings may have others by now.
+    pub(super) fn accepts(&self) -> Offloads {
+        feature::accepted(self.features.load(Ordering::Relaxed))
     }
 
     /// The transmit ring of a queue pair.

@@ -32,10 +32,24 @@ pub struct TxBurst<'m> {
     pub segments: Segments<'m>,
     /// How many buffers were taken: good frames and bad ones.
     pub taken: u16,
-    /// Buffers with chains that break the rules.
-    pub bad_chains: u16,
-    /// Buffers with frames that are too short or too long.
-    pub bad_lengths: u16,
+    /// One bit for each buffer with a chain that breaks the rules. The others that hold no good frame
+    /// hold one that is too short or too long.
+    pub bad_chains: u64,
+    /// More frames may be waiting: the burst ended for its limits.
+    pub more: bool,
+}
+
+const _: () = assert!(BURST <= u64::BITS as usize);
+
+impl TxBurst<'_> {
+    /// Of the first `taken` buffers, of which `good` hold good frames, how many have bad chains and
+    /// how many have frames that are too short or too long.
+    pub fn bad(&self, taken: u16, good: usize) -> (u16, u16) {
+        let all = taken.saturating_sub(good as u16);
+        let first = u64::MAX.checked_shl(u32::from(taken)).map_or(u64::MAX, |rest| !rest);
+        let chains = (self.bad_chains & first).count_ones() as u16;
+        (chains, all.saturating_sub(chains))
+    }
 }
 
 impl Ring {
@@ -107,28 +121,27 @@ impl<F: Format> LiveRing<F> {
     ) -> Option<TxBurst<'m>> {
         let mut segments = pool.guest(&self.mem);
         let (taken, bad_chains) = self.walk_chains(count, &mut segments, frames);
-        let (good, bad_lengths) = fetch_heads(self.header, taken, &mut segments, frames);
+        let good = fetch_heads(self.header, taken, &mut segments, frames);
         Some(TxBurst {
             frames: frames.get_mut(..good)?,
             segments,
             taken: taken as u16,
             bad_chains,
-            // A bad chain has no segments: it was counted as too short as well.
-            bad_lengths: bad_lengths.saturating_sub(bad_chains),
+            more: taken < count || count == BURST,
         })
     }
 
     /// Walks the chains and lists their segments, the tails of `frames` for now. Returns how many
-    /// were taken (a burst ends when it holds enough bytes or segments) and how many of them are
-    /// bad; those have no segments.
+    /// were taken (a burst ends when it holds enough bytes or segments) and a bit for each of them
+    /// that is bad; those have no segments.
     #[inline]
     fn walk_chains(
         &self,
         count: usize,
         segments: &mut Segments<'_>,
         frames: &mut [Frame],
-    ) -> (usize, u16) {
-        let (mut bytes, mut bad, mut taken) = (0u64, 0u16, 0);
+    ) -> (usize, u64) {
+        let (mut bytes, mut bad, mut taken) = (0u64, 0u64, 0);
         let heads = self.heads.get(..count).unwrap_or_default();
         for ((head, first), frame) in heads.iter().zip(&self.first).zip(frames) {
             if bytes >= BURST_BYTES || !segments.has_room() {
@@ -143,7 +156,7 @@ impl<F: Format> LiveRing<F> {
                 self.walk_chain(*head, *first, segments, &mut bytes)
             };
             if !walked {
-                bad += 1;
+                bad |= 1 << (taken - 1);
                 segments.truncate(begin);
             }
             frame.tail = begin..segments.end();
@@ -172,14 +185,14 @@ impl<F: Format> LiveRing<F> {
 
 /// Fetches the virtio-net header and the head of the first `taken` of `frames` out of their
 /// tails, and drops those of impossible length. Returns the number of good frames, which are the
-/// first ones then, and of dropped ones.
+/// first ones then.
 #[inline]
 fn fetch_heads(
     header: usize,
     taken: usize,
     segments: &mut Segments<'_>,
     frames: &mut [Frame],
-) -> (usize, u16) {
+) -> usize {
     let mut good = 0;
     for index in 0..taken {
         let Some(tail) = frames.get(index).map(|frame| frame.tail.clone()) else {
@@ -192,9 +205,10 @@ fn fetch_heads(
             Some(segment) if header == VnetHeader::LEN => fetch_whole(tail, segment, frame),
             _ => fetch_pieces(header, tail, segments, frame),
         };
+        frame.buffer = index as u16;
         good += usize::from(fetched.is_some());
     }
-    (good, (taken - good) as u16)
+    good
 }
 
 /// The length of a frame that `bytes` bytes hold together with its virtio-net header, if a frame

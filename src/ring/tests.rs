@@ -70,13 +70,9 @@ pub fn take(ring: &mut Ring) -> Option<Taken> {
         assert_eq!(bytes.len(), frame.len as usize);
         bytes
     };
-    let mut taken = Taken {
-        frames: burst.frames.iter().map(read).collect(),
-        taken: burst.taken,
-        bad_chains: burst.bad_chains,
-        bad_lengths: burst.bad_lengths,
-        called: false,
-    };
+    let frames: Vec<_> = burst.frames.iter().map(read).collect();
+    let (bad_chains, bad_lengths) = burst.bad(burst.taken, frames.len());
+    let mut taken = Taken { frames, taken: burst.taken, bad_chains, bad_lengths, called: false };
     ring.complete_burst(taken.taken);
     ring.publish();
     taken.called = ring.call_if_wanted();

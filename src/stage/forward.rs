@@ -10,16 +10,17 @@ use crate::wire::ethernet::{self, MacAddr};
 const RESERVED: std::ops::RangeInclusive<u64> = 0x0180_c200_0001..=0x0180_c200_000f;
 
 /// Learns where the frames came from and decides where they go: to the port of the destination,
-/// to all ports when it is unknown or a group, never back.
+/// to all ports when it is unknown or a group, never back. Returns whether some go to all ports.
 ///
 /// `now` is in seconds of the table's clock.
 #[inline]
-pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32) {
+pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32) -> bool {
     // Between two stations there is nothing to wait for: this costs two frames' addresses.
     let mixed = frames.first().map(Frame::addresses) != frames.last().map(Frame::addresses);
     let asked = if mixed { Some(ask(frames, macs)) } else { None };
     // Frames of a burst mostly have the same addresses: learned once, looked up once.
     let (mut last, mut verdict) = (None, Verdict::Flood);
+    let mut floods = false;
     for (index, frame) in frames.iter_mut().enumerate() {
         if frame.verdict != Verdict::Flood {
             continue;
@@ -30,9 +31,11 @@ pub fn forward(frames: &mut [Frame], macs: &MacTable, ingress: PortId, now: u32)
             let known = asked.as_ref().and_then(|asked| asked.get(index).copied());
             let ends = known.unwrap_or_else(|| Ends::of(frame, macs));
             verdict = ends.decide(frame, macs, ingress, now);
+            floods |= verdict == Verdict::Flood;
         }
         frame.verdict = verdict;
     }
+    floods
 }
 
 /// Where the table has the two ends of a frame.

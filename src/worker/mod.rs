@@ -8,6 +8,7 @@
 //!
 //! Control talks to a worker by its [`mailbox::Mailbox`], between bursts.
 
+mod budget;
 mod events;
 mod gate;
 mod mailbox;
@@ -56,4 +57,6 @@ pub struct WorkerCounters {
     pub sleeps: Counter,
     /// Looks at epoll without sleeping.
     pub looks: Counter,
+    /// How often a source was passed over because its port was ahead of others.
+    pub passed_over: Counter,
 }

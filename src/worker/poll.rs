@@ -14,6 +14,7 @@ use crate::wire::ethernet::MacAddr;
 use crate::wire::offload::Offloads;
 use crate::wire::rarp;
 
+use super::budget::Budget;
 use super::pipeline::Pipeline;
 use super::source::Source;
 use super::{Mailbox, Order, Placement, Shared};
@@ -47,6 +48,8 @@ pub struct Worker {
     sources: Vec<Source>,
     /// Indices of the hot sources.
     hot: Vec<u32>,
+    /// Which ports are to be passed over.
+    budget: Budget,
     pipeline: Pipeline,
     pool: SegmentPool,
     frames: Box<[Frame]>,
@@ -66,8 +69,9 @@ pub struct Worker {
 
 /// What came of looking at a source.
 enum Outcome {
-    /// It had that many frames or bad buffers, and its guest may want a call for them.
-    Worked { frames: usize, owes_call: bool },
+    /// It had that many frames or bad buffers, and its guest may want a call for them. `more` may be
+    /// waiting.
+    Worked { frames: usize, owes_call: bool, more: bool },
     /// It had nothing, or can't be used.
     Quiet,
     /// Control holds its lock.
@@ -84,6 +88,7 @@ impl Worker {
             mode,
             hot: Vec::with_capacity(sources.len()),
             sources,
+            budget: Budget::new(shared.ports.len()),
             pipeline: Pipeline::new(shared, index),
             pool: SegmentPool::default(),
             frames: (0..BURST).map(|_| Frame::default()).collect(),
@@ -139,28 +144,57 @@ impl Worker {
         self.round()
     }
 
-    /// Takes one burst from each hot source. Returns how many frames there were.
+    /// Takes one burst from each hot source whose port isn't ahead of others. Returns how many frames
+    /// there were.
     #[inline]
     fn round(&mut self) -> usize {
         let seconds = clock::coarse_seconds();
         let mut total = 0;
+        let mut begin = clock::tsc();
+        let Self { budget, hot, sources, .. } = self;
+        budget.begin(begin, hot.iter().map(|index| sources[*index as usize].port.id.index()));
         for position in 0..self.hot.len() {
             let index = self.hot[position] as usize;
-            match self.take_burst(index, seconds) {
-                Outcome::Worked { frames, owes_call } => {
+            let port = self.sources[index].port.id.index();
+            if self.budget.holds(port, begin) {
+                self.pipeline.shared().counters[self.index].passed_over.add(1);
+                continue;
+            }
+            let outcome = self.take_burst(index, seconds);
+            let end = clock::tsc();
+            match outcome {
+                Outcome::Worked { frames, owes_call, more } => {
                     total += frames;
                     let source = &mut self.sources[index];
                     source.last_work = self.now;
                     source.drained = false;
+                    if more != source.waits {
+                        source.waits = more;
+                        self.budget.set_waiting(port, more);
+                    }
+                    self.budget.charge(port, end.wrapping_sub(begin), end);
                     if owes_call {
                         self.owe(index);
                     }
                 }
                 Outcome::Busy => self.sources[index].last_work = self.now,
-                Outcome::Quiet => self.sources[index].drained = true,
+                Outcome::Quiet => {
+                    self.sources[index].drained = true;
+                    self.stop_waiting(index);
+                }
             }
+            begin = end;
         }
         total
+    }
+
+    /// Notes that a source has no more frames.
+    #[inline]
+    fn stop_waiting(&mut self, index: usize) {
+        let source = &mut self.sources[index];
+        if std::mem::take(&mut source.waits) {
+            self.budget.set_waiting(source.port.id.index(), false);
+        }
     }
 
     /// Takes a burst from a source and switches it. `now` is in seconds.
@@ -206,7 +240,7 @@ impl Worker {
 
     /// Makes the hot sources cold that were quiet for long, if nothing came meanwhile.
     fn cool(&mut self, now: u64) {
-        let Self { hot, sources, mode, .. } = self;
+        let Self { hot, sources, budget, mode, .. } = self;
         let limit = if *mode == PollMode::Poll { COOL_POLL_NS } else { COOL_NS };
         hot.retain(|index| {
             let source = &mut sources[*index as usize];
@@ -217,6 +251,9 @@ impl Worker {
                 stays = true;
             }
             source.hot = stays;
+            if !stays && std::mem::take(&mut source.waits) {
+                budget.set_waiting(source.port.id.index(), false);
+            }
             stays
         });
     }
@@ -346,21 +383,26 @@ fn from_guest(
         return Outcome::Quiet;
     };
     let counters = port.counters(pipeline.worker());
-    if burst.bad_chains + burst.bad_lengths > 0 {
-        counters.ingress_frames.add(u64::from(burst.bad_chains + burst.bad_lengths));
-        counters.drop(DropReason::BadChain, u64::from(burst.bad_chains));
-        counters.drop(DropReason::BadLength, u64::from(burst.bad_lengths));
-    }
-    let taken = burst.taken;
     vhost.note_flows(*pair, burst.frames, now);
-    pipeline.run(port, burst.frames, &burst.segments, sends, now);
+    let good = pipeline.run(port, burst.frames, &burst.segments, sends, now);
+    let (mut taken, mut more) = (burst.taken, burst.more);
+    if let Some(next) = burst.frames.get(good) {
+        // It was cut short: what is left stays in the ring, and is read again.
+        (taken, more) = (next.buffer, true);
+    }
+    if usize::from(taken) > good {
+        let (chains, lengths) = burst.bad(taken, good);
+        counters.ingress_frames.add(u64::from(chains + lengths));
+        counters.drop(DropReason::BadChain, u64::from(chains));
+        counters.drop(DropReason::BadLength, u64::from(lengths));
+    }
     ring.complete_burst(taken);
     ring.publish();
     let owes_call = ring.undecided() < CALL_BATCH.min(ring.size() / 4);
     if !owes_call && ring.call_if_wanted() {
         counters.calls.add(1);
     }
-    Outcome::Worked { frames: usize::from(taken), owes_call }
+    Outcome::Worked { frames: usize::from(taken), owes_call, more }
 }
 
 /// Takes a burst from a TAP and switches it.
@@ -382,10 +424,13 @@ fn from_tap(
     let counters = port.counters(pipeline.worker());
     counters.ingress_frames.add(u64::from(bad));
     counters.drop(DropReason::BadLength, u64::from(bad));
-    if let Some(frames) = frames.get_mut(..good) {
-        pipeline.run(port, frames, &segments, tap.sends(), now);
+    let mut frames = frames.get_mut(..good).unwrap_or_default();
+    while !frames.is_empty() {
+        // What was read can't be put back: all of it is sent.
+        let sent = pipeline.run(port, frames, &segments, tap.sends(), now);
+        frames = frames.get_mut(sent..).unwrap_or_default();
     }
-    Outcome::Worked { frames: taken, owes_call: false }
+    Outcome::Worked { frames: taken, owes_call: false, more: taken == BURST }
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub(super) struct Source {
     pub hot: bool,
     /// Its guest may want a call for completed buffers.
     pub owes_call: bool,
+    /// The last burst ended for its limits: more frames are waiting.
+    pub waits: bool,
     /// The last look at it found nothing.
     pub drained: bool,
     /// When it last had frames, or became hot; ns of the monotonic clock.
@@ -63,6 +65,7 @@ impl Placement {
                             queue,
                             hot: false,
                             owes_call: false,
+                            waits: false,
                             drained: true,
                             last_work: 0,
                         },

@@ -115,13 +115,28 @@ class Ringswitch(Bed, testbed.Testbed):
         self._binary = binary
         self._sockets = {number: self.directory / f"vm{number}.sock" for number in (1, 2)}
 
-    def _command(self):
-        return [self._binary, "run", "--config", self.directory / "ringswitch.toml"]
+    def _command(self, *more):
+        return [self._binary, "run", *more, "--config", self.directory / "ringswitch.toml"]
+
+    def upgrade(self):
+        """Has another process take the switch's place. Returns for how many seconds frames stood
+        still, as the old process says."""
+        log = self.directory / "switch.log"
+        size = log.stat().st_size
+        new = host.spawn([*self.namespace.prefix, *self._command("--take-over")], log)
+        if self._switch.wait(READY_PATIENCE) != 0:
+            raise host.Problem(f"{self.label}: nobody took over (log: {log})")
+        self._switch = new
+        self._wait_ready(size)
+        said = log.read_bytes()[size:]
+        return int(re.search(rb"stood still for (\d+) microseconds", said)[1]) / 1e6
 
     def _network(self):
         ports = (f'[[port]]\nname = "vm{number}"\ntype = "vhost-user"\nsocket = "{path}"\n'
                  f'role = "{self.role}"\n' for number, path in self._sockets.items())
-        (self.directory / "ringswitch.toml").write_text("\n".join(ports), encoding="ascii")
+        upgrade = f'[upgrade]\nsocket = "{self.directory}/upgrade.sock"\n'
+        settings = "\n".join([upgrade, *ports])
+        (self.directory / "ringswitch.toml").write_text(settings, encoding="ascii")
         self._spawn()
         self._stack.callback(self._end_switch)
         self._wait_ready()

@@ -64,6 +64,12 @@ def restart_sigkill(bed):
     return {"away": bed.restart_switch(signal.SIGKILL)}
 
 
+@event("switch upgraded")
+def upgrade(bed):
+    """Another process takes over."""
+    return {"away": bed.upgrade()}
+
+
 @event(f"stop, cont after {PAUSE} s")
 def stop_cont(bed):
     """The VM is paused."""

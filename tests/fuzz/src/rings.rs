@@ -509,12 +509,9 @@ impl<'f> Run<'f> {
                 assert_eq!(bytes.len(), frame.len as usize, "the length of a frame");
                 (frame.vnet.to_bytes().to_vec(), bytes)
             };
-            crate::model::Burst {
-                frames: burst.frames.iter().map(read).collect(),
-                taken: burst.taken,
-                bad_chains: burst.bad_chains,
-                bad_lengths: burst.bad_lengths,
-            }
+            let frames: Vec<_> = burst.frames.iter().map(read).collect();
+            let (bad_chains, bad_lengths) = burst.bad(burst.taken, frames.len());
+            crate::model::Burst { frames, taken: burst.taken, bad_chains, bad_lengths }
         });
         let Ok(expected) = expected else {
             assert!(got.is_none(), "a burst of a ring that can't be");
