@@ -104,8 +104,7 @@ pub fn run(settings: Settings, start: Start) -> Result<(), Error> {
         server.iter().for_each(UpgradeServer::stop);
         serving.and_then(|thread| thread.join().ok().flatten())
     });
-    switch.statistics().log();
-    switch.stop();
+    switch.stop().log();
     match heir {
         Some(pid) => log::info!("ended; process {pid} goes on"),
         None => log::info!("ended"),

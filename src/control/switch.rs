@@ -91,9 +91,25 @@ impl Switch {
         Statistics::collect(&self.shared)
     }
 
-    /// Ends the switch: frontends are disconnected, sockets unlinked, threads joined.
-    pub fn stop(self) {
-        drop(self);
+    /// Ends the switch: frontends are disconnected, sockets unlinked, threads joined. Returns the
+    /// counters, in which every frame is accounted for.
+    pub fn stop(mut self) -> Statistics {
+        self.end();
+        self.statistics()
+    }
+
+    fn end(&mut self) {
+        // Protocol threads first: they reset the rings, and guests see an orderly end.
+        self.endpoints.clear();
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.gate.open();
+        self.shared.mailboxes.iter().for_each(|mailbox| mailbox.wake());
+        for thread in self.threads.drain(..) {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                log::error!("a worker ended by a panic: please report it");
+            }
+        }
     }
 
     /// The ports: what each is to another process, itself, and its socket if it has one.
@@ -190,17 +206,7 @@ impl Switch {
 
 impl Drop for Switch {
     fn drop(&mut self) {
-        // Protocol threads first: they reset the rings, and guests see an orderly end.
-        self.endpoints.clear();
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.gate.open();
-        self.shared.mailboxes.iter().for_each(|mailbox| mailbox.wake());
-        for thread in self.threads.drain(..) {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                log::error!("a worker ended by a panic: please report it");
-            }
-        }
+        self.end();
     }
 }
 
