@@ -1,6 +1,7 @@
 //! A guest: a connection, memory and queue pairs, used together.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -217,6 +218,23 @@ impl Guest {
     /// Stops all rings in order (GET_VRING_BASE); returns their bases.
     pub fn stop(&mut self) -> io::Result<Vec<u32>> {
         (0..2 * self.queues.len()).map(|ring| self.connection.get_vring_base(ring as u32)).collect()
+    }
+
+    /// Brings the device up again over the same connection after RESET_DEVICE or a device status of
+    /// 0, with rings and memory as they are.
+    pub fn restart(&self) -> io::Result<()> {
+        // Where the rings stand is known when the device is at rest.
+        self.sync()?;
+        self.connection.set_features(self.features)?;
+        for index in 0..2 * self.queues.len() {
+            let err = self.ring(index).signals().err.as_raw_fd();
+            self.connection.set_vring_err(index as u32, Some(err))?;
+        }
+        self.resume()?;
+        if self.features & features::PROTOCOL_FEATURES != 0 {
+            self.enable_rings(self.queues.len())?;
+        }
+        self.sync()
     }
 
     /// Loses the connection and attaches again with rings and memory as they are: the VMM's view

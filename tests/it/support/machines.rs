@@ -314,7 +314,8 @@ impl Lan {
     }
 }
 
-fn set_up_host(host: &Netns) {
+/// Gives the host its addresses on the uplink.
+pub fn set_up_host(host: &Netns) {
     let (ip4, ip6) = (Station::Host.ip4(), Station::Host.ip6());
     host.run(&format!("ip addr add {ip4}/24 dev {UPLINK}"));
     host.run(&format!("ip -6 addr add {ip6}/64 dev {UPLINK} nodad"));

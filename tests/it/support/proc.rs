@@ -1,7 +1,7 @@
 //! Child processes with their logs, and what /proc tells of a process.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -66,6 +66,20 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).expect("the log")).into_owned()
     }
 
+    /// How much it has written, bytes.
+    pub fn written(&self) -> usize {
+        fs::metadata(&self.log).expect("the log").len() as usize
+    }
+
+    /// What it has written after the first `from` bytes.
+    pub fn output_after(&self, from: usize) -> String {
+        let mut log = File::open(&self.log).expect("the log");
+        let mut bytes = Vec::new();
+        log.seek(SeekFrom::Start(from as u64)).expect("a file");
+        log.read_to_end(&mut bytes).expect("the log");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// What it wrote after the first `from` bytes, once that contains `wanted`. Panics when it
     /// ends first.
     pub fn output_with(&mut self, wanted: &str, from: usize, timeout: Duration) -> String {
@@ -82,10 +96,9 @@ impl Process {
     ) -> String {
         wait_for(&format!("{what} from {}", self.name), timeout, || {
             let ended = self.ended();
-            let text = self.output();
-            let new = text.get(from..).unwrap_or_default();
-            if found(new) {
-                return Some(new.to_owned());
+            let new = self.output_after(from);
+            if found(&new) {
+                return Some(new);
             }
             assert!(ended.is_none(), "{} ended ({ended:?}) without {what}", self.name);
             None

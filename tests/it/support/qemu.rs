@@ -11,7 +11,7 @@ use super::proc::Process;
 use super::{unique, wait_for};
 
 /// Time to boot under TCG with both cores busy.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(300);
 /// What a serial port may take beyond a command's own time limit.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -40,11 +40,24 @@ impl QemuGuest {
             UnixStream::connect(&path).ok()
         });
         let mut guest = QemuGuest { process, control, received: Vec::new(), _dir: dir };
-        wait_for("guest that answers", BOOT, || {
-            let token = guest.send("true", 5);
-            guest.answer(&token, Duration::from_millis(500))
-        });
+        wait_for("guest that answers", BOOT, || guest.probe("true"));
         guest
+    }
+
+    /// Runs a short command line in the guest, if it answers at once: its exit code and output.
+    fn probe(&mut self, line: &str) -> Option<(i32, String)> {
+        let token = self.send(line, 5);
+        self.answer(&token, Duration::from_millis(500))
+    }
+
+    /// Resets the machine, as its button does, and waits until it takes commands again.
+    pub fn reset(&mut self) {
+        const ID: &str = "cat /proc/sys/kernel/random/boot_id";
+        let before = self.run(ID, GRACE);
+        self.send("echo b >/proc/sysrq-trigger", 5);
+        wait_for("guest after its reset", BOOT, || {
+            self.probe(ID).filter(|(code, now)| *code == 0 && *now != before)
+        });
     }
 
     /// The process of its QEMU.
@@ -126,6 +139,7 @@ impl QemuGuest {
                 Ok(0) => panic!("the guest's QEMU ended"),
                 Ok(read) => self.received.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("control socket: {error}"),
             }
         }

@@ -102,7 +102,7 @@ impl<'a> Builder<'a> {
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let process = Process::start("ringswitch", command, &dir.path().join("log"));
         let mut switch = Switch { process, ports: self.ports, line, environment, dir };
-        switch.wait_until_ready();
+        switch.wait_until_ready(0);
         switch
     }
 
@@ -265,9 +265,17 @@ impl Switch {
         self.process.output()[from..].to_owned()
     }
 
-    fn wait_until_ready(&mut self) {
+    /// Starts it again after it has ended, in whatever way.
+    pub fn start_again(&mut self) {
+        assert!(self.process.ended().is_some(), "it still runs");
+        let from = self.process.written();
+        self.process = Process::start("ringswitch", self.command(&["run"]), &self.log());
+        self.wait_until_ready(from);
+    }
+
+    fn wait_until_ready(&mut self, from: usize) {
         // Sockets are there before the threads that serve them.
-        self.process.output_with("ready: ", 0, PATIENCE);
+        self.process.output_with("ready: ", from, PATIENCE);
         for port in &self.ports {
             assert!(self.socket(port).exists(), "no socket for port {port}");
         }
@@ -275,7 +283,7 @@ impl Switch {
 
     /// Its statistics now.
     pub fn statistics(&mut self) -> Statistics {
-        let from = self.process.output().len();
+        let from = self.process.written();
         self.process.signal("USR1");
         Statistics::parse(&self.process.output_with("stats end", from, PATIENCE))
     }
