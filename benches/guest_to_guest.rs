@@ -13,6 +13,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fakeguest::{Frame, Guest, Layout, frames};
 use ringswitch::config::Settings;
 use ringswitch::control::{Opened, Switch};
+use ringswitch::sys::sandbox::Sandbox;
 
 /// Frames that are under way at a time: as many of the largest as the receiver has buffers for.
 const BURST: usize = 8;
@@ -28,8 +29,8 @@ fn bench(criterion: &mut Criterion) {
     let [a, b] = sockets(&directory);
     let ports = [("a".into(), a.clone()), ("b".into(), b.clone())];
     let settings = Settings::from_args(&ports, None).expect("two ports");
-    let switch =
-        Switch::start(&settings, Opened::new(&settings).expect("ports")).expect("a switch");
+    let switch = Switch::start(&settings, Opened::new(&settings).expect("ports"), &Sandbox::none())
+        .expect("a switch");
     let mut group = criterion.benchmark_group("guest_to_guest");
     for size in SIZES {
         let mut sender = Guest::builder(&a).attach().expect("guest a");

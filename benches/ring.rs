@@ -22,6 +22,7 @@ use ringswitch::config::{PollMode, PortKind, Settings};
 use ringswitch::frame::PortId;
 use ringswitch::port::{Kind, Port, VhostPort};
 use ringswitch::ring::Queues;
+use ringswitch::sys::sandbox::Sandbox;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
 use ringswitch::vhost_user::{Endpoint, PortSocket};
 use ringswitch::worker::{Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
@@ -72,7 +73,14 @@ impl Bed {
             let events = PortEvents::new(shared.clone(), placement.clone(), port.clone());
             let queues = vhost.queues().clone();
             let socket = PortSocket::open(socket).expect("a socket");
-            let endpoint = Endpoint::spawn(&port.name, socket, None, queues, Arc::new(events));
+            let endpoint = Endpoint::spawn(
+                &port.name,
+                socket,
+                None,
+                queues,
+                Arc::new(events),
+                &Sandbox::none(),
+            );
             Some(endpoint.expect("a socket"))
         });
         let endpoints = endpoints.collect();

@@ -16,6 +16,7 @@ use fakeguest::host::{PacketSocket, within};
 use fakeguest::{Frame, Guest, Layout, frames};
 use ringswitch::config::Settings;
 use ringswitch::control::{Opened, Switch};
+use ringswitch::sys::sandbox::Sandbox;
 
 /// Frames that are under way at a time.
 const BURST: usize = 64;
@@ -46,7 +47,8 @@ fn bench(criterion: &mut Criterion) {
     let switch = within(NETNS, || {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("no IPv6");
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("no IPv6");
-        Switch::start(&settings, Opened::new(&settings).expect("ports")).expect("a switch")
+        Switch::start(&settings, Opened::new(&settings).expect("ports"), &Sandbox::none())
+            .expect("a switch")
     })
     .expect("a namespace");
     ip(&format!("-n {NETNS} link set rs0 mtu 65521 txqueuelen 500"));

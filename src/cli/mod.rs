@@ -9,7 +9,7 @@ pub mod upgrade;
 use std::path::{self, PathBuf};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use ringswitch::config::{ConfigErrors, MAX_WORKERS, PollMode, Settings};
+use ringswitch::config::{ConfigErrors, MAX_WORKERS, PollMode, SandboxMode, Settings};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,9 +24,10 @@ Examples:
     ringswitch args qemu vm1 --config /etc/ringswitch.toml
 
 Exit codes:
-  0  success; `run` was ended by SIGTERM or SIGINT
-  1  failure at run time: a socket, a TAP device, memory, ...
-  2  wrong usage or configuration";
+  0    success; `run` was ended by SIGTERM or SIGINT
+  1    failure at run time: a socket, a TAP device, memory, ...
+  2    wrong usage or configuration
+  159  the sandbox ended it: the last line says what it had been asked for";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -84,7 +85,7 @@ pub enum Command {
 #[command(group = ArgGroup::new("what").args(["config", "ports", "uplink"]).required(true).multiple(true))]
 pub struct RunArgs {
     /// The configuration file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["ports", "uplink", "workers", "poll", "upgrade_socket"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ports", "uplink", "workers", "poll", "upgrade_socket", "user"])]
     config: Option<PathBuf>,
     /// A vhost-user port and the socket to listen on; may be repeated
     #[arg(long = "port", value_name = "NAME=SOCKET", value_parser = port)]
@@ -104,6 +105,12 @@ pub struct RunArgs {
     /// Take the place of the switch behind the upgrade socket: `ringswitch upgrade` starts it so
     #[arg(long, hide = true)]
     pub take_over: bool,
+    /// The user to run as when started as root [default: ringswitch if there is one, else nobody]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// strict, on, log or off, to look for a fault; goes before the file's [default: on]
+    #[arg(long, value_name = "MODE", value_parser = sandbox_mode)]
+    sandbox: Option<SandboxMode>,
     /// What to log to standard error
     #[arg(long, value_name = "LEVEL", env = "RINGSWITCH_LOG", default_value = "info")]
     pub log_level: LogLevel,
@@ -174,6 +181,12 @@ impl RunArgs {
         if let Some(socket) = &self.upgrade_socket {
             settings.upgrade = Some(socket.clone());
         }
+        if let Some(user) = &self.user {
+            settings.sandbox.user = Some(user.clone());
+        }
+        if let Some(mode) = self.sandbox {
+            settings.sandbox.mode = mode;
+        }
         Ok(settings)
     }
 }
@@ -194,6 +207,12 @@ fn settings(
         Some(file) => Settings::load(file),
         None => Settings::from_args(ports, uplink),
     }
+}
+
+/// One of the names that a file may have.
+fn sandbox_mode(text: &str) -> Result<SandboxMode, String> {
+    let found = SandboxMode::NAMES.iter().find(|(name, _)| *name == text);
+    found.map(|(_, mode)| *mode).ok_or_else(|| "expected strict, on, log or off".to_owned())
 }
 
 /// `NAME=SOCKET`. A relative path is one from the current directory, as everywhere in a shell.
@@ -228,7 +247,7 @@ mod tests {
 
     use clap::CommandFactory;
     use clap::error::ErrorKind;
-    use ringswitch::config::{PortKind, PortSettings, TapSettings};
+    use ringswitch::config::{PortKind, PortSettings, SandboxSettings, TapSettings};
 
     use super::*;
 
@@ -278,6 +297,22 @@ mod tests {
     }
 
     #[test]
+    fn the_sandbox_can_be_chosen() {
+        let default = run("run --port a=/x").settings().expect("good settings");
+        assert_eq!(default.sandbox, SandboxSettings::default());
+        let line = "run --port a=/x --user sam:users --sandbox strict";
+        let settings = run(line).settings().expect("good settings");
+        assert_eq!(settings.sandbox.user.as_deref(), Some("sam:users"));
+        assert_eq!(settings.sandbox.mode, SandboxMode::Strict);
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ringswitch.toml");
+        let settings = run(&format!("run --config {file} --sandbox off"));
+        let settings = settings.settings().expect("good settings");
+        assert_eq!(settings.sandbox.mode, SandboxMode::Off);
+        assert_eq!(settings.sandbox.user.as_deref(), Some("ringswitch"));
+        assert_eq!(refused("run --port a=/x --sandbox weak"), ErrorKind::ValueValidation);
+    }
+
+    #[test]
     fn a_port_that_a_file_could_not_have_is_refused() {
         let errors = run("run --port a=/x --port a=/y").settings().expect_err("a name twice");
         assert!(errors.to_string().starts_with("port name \"a\" is already taken"));
@@ -287,7 +322,7 @@ mod tests {
     fn run_takes_a_file_or_ports() {
         assert_eq!(run("run --config f.toml").config, Some("f.toml".into()));
         assert_eq!(refused("run"), ErrorKind::MissingRequiredArgument);
-        for rest in ["--port a=/x", "--uplink rs0", "--workers 2", "--poll"] {
+        for rest in ["--port a=/x", "--uplink rs0", "--workers 2", "--poll", "--user x"] {
             let line = format!("run --config f.toml {rest}");
             assert_eq!(refused(&line), ErrorKind::ArgumentConflict, "{rest}");
         }

@@ -27,7 +27,7 @@ use toml::Spanned;
 
 use problem::Source;
 pub use problem::{ConfigErrors, Position, Problem};
-use raw::{RawMacTable, RawPort, RawSettings, RawUpgrade, RawWorkers};
+use raw::{RawMacTable, RawPort, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
 
 /// The largest configuration file, in bytes; [`MAX_PORTS`] ports need a quarter of it.
 const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -43,6 +43,8 @@ pub struct Settings {
     pub mac_table: MacTableSettings,
     /// The socket on which another process may take this one's place: absolute, at most 107 bytes.
     pub upgrade: Option<PathBuf>,
+    /// What the process gives up once it has opened its ports.
+    pub sandbox: SandboxSettings,
     /// The ports in the order of the file: 1 to [`MAX_PORTS`], of which at most one is the uplink.
     pub ports: Vec<PortSettings>,
 }
@@ -124,6 +126,7 @@ impl Settings {
             workers: RawWorkers::default(),
             mac_table: RawMacTable::default(),
             upgrade: RawUpgrade::default(),
+            sandbox: RawSandbox::default(),
             port: raw.into_iter().map(unplaced).collect(),
         };
         validate::validate(&raw, source)
@@ -152,6 +155,36 @@ pub enum PollMode {
     Adaptive,
     /// Never sleeps: one CPU per worker, always.
     Poll,
+}
+
+/// What the process gives up once it has opened its ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SandboxSettings {
+    /// How much.
+    pub mode: SandboxMode,
+    /// `user` or `user:group` to run as, as names or ids; `None` stands for a default if the process
+    /// is started as root, and for the user that starts it otherwise.
+    pub user: Option<String>,
+}
+
+/// How much the process gives up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SandboxMode {
+    /// All of it, or it doesn't start.
+    Strict,
+    /// All that the kernel can enforce.
+    #[default]
+    On,
+    /// Root and capabilities; what else would be refused is logged by the kernel and passes.
+    Log,
+    /// Nothing.
+    Off,
+}
+
+impl SandboxMode {
+    /// The modes by their names.
+    pub const NAMES: [(&'static str, SandboxMode); 4] =
+        [("strict", Self::Strict), ("on", Self::On), ("log", Self::Log), ("off", Self::Off)];
 }
 
 /// The MAC table (the filtering database of IEEE 802.1Q, section 8.8).

@@ -20,6 +20,8 @@ pub(super) struct RawSettings {
     #[serde(default)]
     pub upgrade: RawUpgrade,
     #[serde(default)]
+    pub sandbox: RawSandbox,
+    #[serde(default)]
     pub port: Vec<Spanned<RawPort>>,
 }
 
@@ -46,6 +48,14 @@ pub(super) struct RawMacTable {
     pub ageing_seconds: Option<Spanned<Integer>>,
     pub capacity: Option<Spanned<Integer>>,
     pub per_port: Option<Spanned<Integer>>,
+}
+
+/// The table `[sandbox]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawSandbox {
+    pub mode: Option<Spanned<String>>,
+    pub user: Option<Spanned<String>>,
 }
 
 /// One `[[port]]`: the keys of all types, because an enum tagged by `type` would lose the places

@@ -44,6 +44,7 @@ fn the_least_file_has_the_documented_defaults() {
     let table =
         MacTableSettings { ageing: Duration::from_secs(300), capacity: 131_072, per_port: 1024 };
     assert_eq!(settings.mac_table, table);
+    assert_eq!(settings.sandbox, SandboxSettings { mode: SandboxMode::On, user: None });
     let port = VhostUserSettings {
         socket: "/run/vm1.sock".into(),
         role: SocketRole::Server,
@@ -62,6 +63,8 @@ fn the_documented_example_parses_and_shows_the_defaults() {
     let settings = good(text);
     assert_eq!(settings.workers, WorkerSettings::default());
     assert_eq!(settings.mac_table, MacTableSettings::default());
+    assert_eq!(settings.sandbox.mode, SandboxMode::default());
+    assert_eq!(settings.sandbox.user.as_deref(), Some("ringswitch"));
     assert_eq!(settings.ports.len(), 3);
     let [vm1, vm2, uplink] = &settings.ports[..] else { unreachable!() };
     assert_eq!(vm1.mac_limit, Some(settings.mac_table.limit(vm2)));
@@ -83,11 +86,12 @@ const PAGE: &str = include_str!("../../docs/configuration.md");
 #[test]
 fn the_example_and_the_page_name_every_key() {
     let example = include_str!("../../docs/ringswitch.toml");
-    for (table, count) in [("[workers]", 3), ("[mac-table]", 3), ("[[port]]", 12)] {
+    let tables = [("[workers]", 3), ("[mac-table]", 3), ("[sandbox]", 2), ("[[port]]", 12)];
+    for (table, count) in tables {
         // The error about an unknown key lists the known ones.
         let error = bad1(&format!("{table}\nsurplus = 1\n"));
-        let keys = error.split("expected one of ").nth(1).expect("the keys are listed");
-        let keys: Vec<_> = keys.split(", ").map(|key| key.trim_matches('`')).collect();
+        let keys = error.split("`, expected ").nth(1).expect("the keys are listed");
+        let keys: Vec<_> = keys.split('`').skip(1).step_by(2).collect();
         assert_eq!(keys.len(), count, "{keys:?}");
         for key in keys {
             assert!(example.contains(&format!("\n{key} = ")), "{key} in the example");
@@ -122,12 +126,15 @@ fn every_key_is_taken_over() {
     let settings = good(
         "[workers]\ncount = 2\nmode = \"poll\"\ncpus = [3, 1]\n\
          [mac-table]\nageing-seconds = 20\ncapacity = 100\nper-port = 7\n\
+         [sandbox]\nmode = \"strict\"\nuser = \"1000:kvm\"\n\
          [[port]]\nname = \"a\"\ntype = \"vhost-user\"\nsocket = \"/a\"\nrole = \"client\"\n\
          queue-pairs = 64\nmtu = 65535\nmac-limit = 100\n\
          [[port]]\nname = \"b\"\ntype = \"tap\"\ndevice = \"t0\"\nmtu = 65521\n",
     );
     let workers = WorkerSettings { count: 2, mode: PollMode::Poll, cpus: vec![3, 1] };
     assert_eq!(settings.workers, workers);
+    let sandbox = SandboxSettings { mode: SandboxMode::Strict, user: Some("1000:kvm".into()) };
+    assert_eq!(settings.sandbox, sandbox);
     let table = MacTableSettings { ageing: Duration::from_secs(20), capacity: 100, per_port: 7 };
     assert_eq!(settings.mac_table, table);
     let a = vhost_user(&settings.ports[0]);
@@ -359,6 +366,20 @@ fn syntax_and_type_errors_say_where_and_what_is_expected() {
         let message = bad1(text);
         assert!(message.starts_with(&format!("rs.toml:{place}")), "{message}");
         assert!(message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn the_sandbox_is_one_of_four_for_somebody() {
+    for (mode, expected) in SandboxMode::NAMES {
+        assert_eq!(good(&format!("[sandbox]\nmode = \"{mode}\"\n{PORT}")).sandbox.mode, expected);
+    }
+    let message = bad1(&format!("[sandbox]\nmode = \"weak\"\n{PORT}"));
+    let expected = "expected \"strict\" or \"on\" or \"log\" or \"off\"";
+    assert_eq!(message, format!("rs.toml:2:8: `mode` is \"weak\"; {expected}"));
+    for user in ["", ":kvm", "a:", "a b", "a:b:c"] {
+        let message = bad1(&format!("[sandbox]\nuser = \"{user}\"\n{PORT}"));
+        assert!(message.starts_with("rs.toml:2:8: `user` is "), "{message}");
     }
 }
 

@@ -12,9 +12,10 @@ use toml::Spanned;
 
 use super::ports;
 use super::problem::{ConfigErrors, Problem, Source};
-use super::raw::{Integer, RawMacTable, RawSettings, RawUpgrade, RawWorkers};
+use super::raw::{Integer, RawMacTable, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
 use super::{
-    MAX_WORKERS, MacTableSettings, PollMode, PortKind, PortSettings, Settings, WorkerSettings,
+    MAX_WORKERS, MacTableSettings, PollMode, PortKind, PortSettings, SandboxMode, SandboxSettings,
+    Settings, WorkerSettings,
 };
 
 /// The longest ageing time: the upper end of IEEE 802.1Q, table 8-6.
@@ -29,10 +30,11 @@ pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings
     let mut check = Check { source, problems: Vec::new() };
     let workers = workers(&mut check, &raw.workers);
     let mac_table = mac_table(&mut check, &raw.mac_table);
+    let sandbox = sandbox(&mut check, &raw.sandbox);
     let ports = ports::ports(&mut check, &raw.port, mac_table.capacity);
     let upgrade = upgrade(&mut check, &raw.upgrade, &ports);
     ConfigErrors::none_or(check.problems)?;
-    Ok(Settings { workers, mac_table, upgrade, ports })
+    Ok(Settings { workers, mac_table, upgrade, sandbox, ports })
 }
 
 fn upgrade(check: &mut Check<'_>, raw: &RawUpgrade, ports: &[PortSettings]) -> Option<PathBuf> {
@@ -84,6 +86,23 @@ impl Check<'_> {
             self.report(raw, &format!("`{key}` is {value}; expected {low} to {high}"));
         }
         number
+    }
+
+    /// The `user` or `user:group` under `key`.
+    pub fn account(&mut self, key: &str, at: &Spanned<String>) -> Option<String> {
+        let value = at.as_ref();
+        let (user, group) = value.split_once(':').unwrap_or((value, value));
+        let named = |part: &str| {
+            !part.is_empty() && !part.contains(|c: char| c == ':' || c.is_control() || c == ' ')
+        };
+        if named(user) && named(group) {
+            return Some(value.clone());
+        }
+        let message = format!(
+            "`{key}` is {value:?}; expected \"user\" or \"user:group\", as names or numbers"
+        );
+        self.report(at, &message);
+        None
     }
 
     /// What the word under `key` stands for, if it is there and one of `choices`.
@@ -142,6 +161,12 @@ fn cpus(check: &mut Check<'_>, raw: &RawWorkers, workers: Option<usize>) -> Vec<
         check.report(list, &message);
     }
     cpus
+}
+
+fn sandbox(check: &mut Check<'_>, raw: &RawSandbox) -> SandboxSettings {
+    let mode = check.choice("mode", raw.mode.as_ref(), &SandboxMode::NAMES).unwrap_or_default();
+    let user = raw.user.as_ref().and_then(|at| check.account("user", at));
+    SandboxSettings { mode, user }
 }
 
 fn mac_table(check: &mut Check<'_>, raw: &RawMacTable) -> MacTableSettings {

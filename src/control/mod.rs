@@ -5,6 +5,9 @@ mod statistics;
 mod switch;
 mod upgrade;
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use sd_notify::NotifyState;
 use thiserror::Error;
 
@@ -14,12 +17,11 @@ pub use switch::Switch;
 pub use upgrade::UpgradeError;
 use upgrade::{Predecessor, UpgradeServer};
 
-use std::path::Path;
-
-use crate::config::Settings;
+use crate::config::{PortKind, SandboxMode, Settings, SocketRole};
+use crate::sys::sandbox::{self, Plan, Sandbox, SandboxError, Thread};
 use crate::sys::signal::{Event, Signals};
 use crate::sys::socket::SocketError;
-use crate::sys::stdio;
+use crate::sys::stdio::Streams;
 use crate::sys::tap::TapError;
 use crate::vhost_user::EndpointError;
 
@@ -34,6 +36,9 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The sandbox can't be entered.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A vhost-user port can't be opened.
     #[error("port {port}")]
     Endpoint {
@@ -79,25 +84,28 @@ pub fn run(settings: Settings, start: Start) -> Result<(), Error> {
     // Before threads are started: they inherit the handling.
     let mut signals = Signals::install()
         .map_err(|source| Error::System { what: "install signal handlers", source })?;
-    let (switch, server) = match (start, settings.upgrade.as_deref()) {
+    let started = match (start, settings.upgrade.as_deref()) {
         (Start::TakeOver, Some(socket)) => take_over(&settings, socket)?,
-        (_, socket) => {
-            let server = socket.map(|path| UpgradeServer::new(path, None)).transpose()?;
-            (Switch::start(&settings, Opened::new(&settings)?)?, server)
-        }
+        (_, socket) => start_fresh(&settings, socket)?,
     };
+    let Started { switch, server, sandbox } = started;
     log::info!("ready: {} ports, {} workers", settings.ports.len(), settings.workers.count);
     tell_systemd();
     let ender = signals.ender();
     let heir = std::thread::scope(|scope| {
-        let ender = &ender;
-        let serving = server.as_ref().map(|server| {
-            scope.spawn(|| {
-                let heir = server.serve(&switch);
+        let (sandbox, switch, ender) = (&sandbox, &switch, &ender);
+        let serving = server.as_ref().and_then(|server| {
+            let serve = move || {
+                sandbox.confine(Thread::Upgrade);
+                let heir = server.serve(switch);
                 ender.end();
                 heir
-            })
+            };
+            let thread = std::thread::Builder::new().name("upgrade".into());
+            let started = thread.spawn_scoped(scope, serve);
+            started.map_err(|error| log::error!("no upgrade is possible: {error}")).ok()
         });
+        sandbox.confine(Thread::Main);
         while signals.wait() == Event::DumpStatistics {
             switch.statistics().log();
         }
@@ -120,16 +128,55 @@ fn tell_systemd() {
     }
 }
 
-fn take_over(settings: &Settings, socket: &Path) -> Result<(Switch, Option<UpgradeServer>), Error> {
+/// What there is before the main thread is confined.
+struct Started {
+    switch: Switch,
+    server: Option<UpgradeServer>,
+    sandbox: Sandbox,
+}
+
+fn start_fresh(settings: &Settings, socket: Option<&Path>) -> Result<Started, Error> {
+    let server = socket.map(|path| UpgradeServer::new(path, None)).transpose()?;
+    let opened = Opened::new(settings)?;
+    let sandbox = enter_sandbox(settings)?;
+    let switch = Switch::start(settings, opened, &sandbox)?;
+    Ok(Started { switch, server, sandbox })
+}
+
+fn take_over(settings: &Settings, socket: &Path) -> Result<Started, Error> {
     let (mut predecessor, mut inherited) = Predecessor::meet(socket, settings)?;
     let (log, listener) = (inherited.log.take(), inherited.listener.take());
     let server = UpgradeServer::new(socket, listener)?;
     let opened = Opened::with(settings, &mut inherited)?;
-    let switch = Switch::take_over(settings, opened, &mut predecessor, &inherited)?;
+    let streams =
+        Streams::new(log).map_err(|source| Error::System { what: "open /dev/null", source })?;
+    let sandbox = enter_sandbox(settings)?;
+    let switch = Switch::take_over(settings, opened, &mut predecessor, &inherited, &sandbox)?;
     server.own();
-    let done = stdio::hand_to(&format!("{}\n", predecessor.pid()), log);
-    if let Err(error) = done {
+    if let Err(error) = streams.hand_to(&format!("{}\n", predecessor.pid())) {
         log::warn!("cannot go on with the other process's standard error: {error}");
     }
-    Ok((switch, Some(server)))
+    Ok(Started { switch, server: Some(server), sandbox })
+}
+
+/// Gives up what isn't needed any more.
+fn enter_sandbox(settings: &Settings) -> Result<Sandbox, SandboxError> {
+    let wanted = &settings.sandbox;
+    if wanted.mode == SandboxMode::Off {
+        log::warn!("sandbox: off; the process keeps the rights that it was started with");
+        return Ok(Sandbox::none());
+    }
+    let ours = settings.ports.iter().filter_map(|port| match &port.kind {
+        PortKind::VhostUser(vhost) if vhost.role == SocketRole::Server => Some(&vhost.socket),
+        PortKind::VhostUser(_) | PortKind::Tap(_) => None,
+    });
+    let directories: BTreeSet<_> =
+        ours.chain(&settings.upgrade).filter_map(|socket| socket.parent()).collect();
+    sandbox::enter(&Plan {
+        user: wanted.user.as_deref(),
+        strict: wanted.mode == SandboxMode::Strict,
+        log_only: wanted.mode == SandboxMode::Log,
+        directories: directories.into_iter().collect(),
+        taps: settings.ports.iter().any(|port| matches!(port.kind, PortKind::Tap(_))),
+    })
 }

@@ -10,6 +10,7 @@ use crate::config::Settings;
 use crate::frame::PortId;
 use crate::port::{Kind, Port};
 use crate::sys::poller::Trigger;
+use crate::sys::sandbox::{Sandbox, Thread};
 use crate::sys::{clock, thread as sys_thread};
 use crate::table::mac::{self, MacTable, MacTableConfig};
 use crate::vhost_user::Endpoint;
@@ -38,8 +39,8 @@ impl Switch {
     /// # Errors
     ///
     /// [`enum@Error`]; what was opened is closed again, and sockets are unlinked.
-    pub fn start(settings: &Settings, opened: Opened) -> Result<Self, Error> {
-        let switch = Self::build(settings, opened)?;
+    pub fn start(settings: &Settings, opened: Opened, sandbox: &Sandbox) -> Result<Self, Error> {
+        let switch = Self::build(settings, opened, sandbox)?;
         switch.shared.gate.open();
         Ok(switch)
     }
@@ -54,9 +55,10 @@ impl Switch {
         mut opened: Opened,
         predecessor: &mut Predecessor,
         inherited: &Inherited,
+        sandbox: &Sandbox,
     ) -> Result<Self, Error> {
         let arrivals = std::mem::take(&mut opened.arrivals);
-        let switch = Self::build(settings, opened)?;
+        let switch = Self::build(settings, opened, sandbox)?;
         switch.remember(inherited);
         if let Err(error) = predecessor.take_over(&arrivals) {
             // In this order: the threads of ports wait for the word to go on, or for the other
@@ -72,7 +74,7 @@ impl Switch {
     }
 
     /// A switch whose workers wait at the gate.
-    fn build(settings: &Settings, opened: Opened) -> Result<Self, Error> {
+    fn build(settings: &Settings, opened: Opened, sandbox: &Sandbox) -> Result<Self, Error> {
         let Opened { ports, sockets, .. } = opened;
         let placement = Arc::new(Placement::new(&ports, settings.workers.count));
         let shared = Arc::new(share(settings, ports)?);
@@ -81,8 +83,8 @@ impl Switch {
         let (endpoints, threads) = (BTreeMap::new(), Vec::new());
         let mut switch = Self { shared, identities, endpoints, threads };
         switch.watch_taps(&placement)?;
-        switch.start_threads(settings, &placement)?;
-        switch.serve(sockets, &placement)?;
+        switch.start_threads(settings, &placement, sandbox)?;
+        switch.serve(sockets, &placement, sandbox)?;
         Ok(switch)
     }
 
@@ -154,22 +156,31 @@ impl Switch {
         Ok(())
     }
 
-    fn start_threads(&mut self, settings: &Settings, placement: &Placement) -> Result<(), Error> {
+    fn start_threads(
+        &mut self,
+        settings: &Settings,
+        placement: &Placement,
+        sandbox: &Sandbox,
+    ) -> Result<(), Error> {
         for index in 0..settings.workers.count {
             let shared = Arc::clone(&self.shared);
             let mut worker = Worker::new(shared, placement, index, settings.workers.mode);
             let cpu = settings.workers.cpus.get(index).copied();
+            let sandbox = sandbox.clone();
             self.spawn(format!("worker{index}"), move || {
                 if let Some(cpu) = cpu
                     && let Err(e) = sys_thread::pin_current(cpu)
                 {
                     log::error!("worker {index}: cannot pin to CPU {cpu}: {e}; it runs unpinned");
                 }
+                sandbox.confine(Thread::Worker);
                 worker.run();
             })?;
         }
         let shared = Arc::clone(&self.shared);
+        let sandbox = sandbox.clone();
         self.spawn("sweeper".into(), move || {
+            sandbox.confine(Thread::Sweeper);
             while !shared.stop.load(Ordering::Relaxed) {
                 thread::park_timeout(SWEEP);
                 shared.macs.expire(clock::coarse_seconds());
@@ -189,6 +200,7 @@ impl Switch {
         &mut self,
         sockets: Vec<OpenedSocket>,
         placement: &Arc<Placement>,
+        sandbox: &Sandbox,
     ) -> Result<(), Error> {
         for OpenedSocket { port, socket, mtu } in sockets {
             let Some(port) = self.shared.ports.get(port.index()) else { continue };
@@ -196,8 +208,9 @@ impl Switch {
             let events =
                 PortEvents::new(Arc::clone(&self.shared), Arc::clone(placement), Arc::clone(port));
             let queues = Arc::clone(vhost.queues());
-            let endpoint = Endpoint::spawn(&port.name, socket, mtu, queues, Arc::new(events))
-                .map_err(|source| Error::Endpoint { port: port.name.clone(), source })?;
+            let endpoint =
+                Endpoint::spawn(&port.name, socket, mtu, queues, Arc::new(events), sandbox)
+                    .map_err(|source| Error::Endpoint { port: port.name.clone(), source })?;
             self.endpoints.insert(port.id, endpoint);
         }
         Ok(())

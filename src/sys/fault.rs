@@ -129,7 +129,8 @@ pub unsafe fn guard(
     Ok(Guard { slot: index, _alarm: Arc::clone(alarm) })
 }
 
-fn install() {
+/// Installs the handler, once. [`guard()`] does so as well, where a thread still may.
+pub fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         // SAFETY: an all-zero sigaction is a valid value of this plain C struct.

@@ -3,6 +3,7 @@
 //! One of the three modules that may hold `unsafe` (with `mem` and `ring`): every block is one
 //! system call or instruction whose arguments this module checked itself.
 
+pub mod account;
 pub mod channel;
 pub mod clock;
 pub mod fault;
@@ -10,6 +11,8 @@ pub mod limits;
 mod netdev;
 pub mod poller;
 pub mod prefetch;
+pub mod privilege;
+pub mod sandbox;
 pub mod signal;
 pub mod socket;
 pub mod stdio;

@@ -8,6 +8,19 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
+/// The ioctl requests made here.
+pub(super) const REQUESTS: [libc::c_ulong; 9] = [
+    libc::SIOCGIFMTU,
+    libc::SIOCSIFMTU,
+    libc::SIOCGIFFLAGS,
+    libc::SIOCSIFFLAGS,
+    libc::SIOCGIFHWADDR,
+    libc::SIOCGIFINDEX,
+    libc::SIOCETHTOOL,
+    SIOCDEVPRIVATE,
+    SIOCBRADDIF,
+];
+
 /// Length of a device's name with its NUL (`IFNAMSIZ`).
 const NAME_LEN: usize = libc::IFNAMSIZ;
 /// linux/sockios.h: add a device to a bridge.

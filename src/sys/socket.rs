@@ -13,7 +13,6 @@
 //! Peeking (MSG_PEEK) would leave a message to somebody else, but can't tell whose descriptors it
 //! shows: Linux looks past the bytes asked for, up to the next descriptors in the queue (6.18).
 
-use std::ffi::{CString, OsStr};
 use std::fs::{File, Metadata, symlink_metadata};
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -26,6 +25,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::account;
 
 /// The longest socket path, bytes: `sun_path` less its final zero (unix(7)).
 pub const MAX_PATH: usize = 107;
@@ -49,6 +50,12 @@ pub enum SocketError {
     /// Something that is no stream socket has the path.
     #[error("{0} exists and is no stream socket: remove it, or choose another path")]
     NotASocket(PathBuf),
+    /// We are not let in.
+    #[error(
+        "no permission to connect to socket {0}: the user that the switch runs as (`user` in \
+         [sandbox]) needs write permission on it, and search permission on its directories"
+    )]
+    Denied(PathBuf),
     /// No such user or group, or not written as `user` or `user:group`.
     #[error("owner {0:?} of a socket: no such user or group; expected \"user\" or \"user:group\"")]
     Owner(String),
@@ -92,7 +99,9 @@ impl Listener {
     /// [`SocketError`], each of which says what to do; no file is left behind.
     pub fn bind(path: &Path, owner: Option<&str>, mode: Option<u32>) -> Result<Self, SocketError> {
         let address = Address::new(path)?;
-        let owner = owner.map(resolve_owner).transpose()?;
+        let unknown = |owner: &str| SocketError::Owner(owner.to_owned());
+        let owner =
+            owner.map(|owner| account::ids(owner).ok_or_else(|| unknown(owner))).transpose()?;
         remove_stale(path, &address)?;
         let system = |action| move |error| SocketError::system(action, path, error);
         let socket = stream_socket().map_err(system("create"))?;
@@ -178,9 +187,19 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let Some(file) = self.file else { return };
-        if symlink_metadata(&self.path).is_ok_and(|now| identity(&now) == file) {
-            // It is gone already, or the directory was closed to us: nothing more can be done.
-            let _ = std::fs::remove_file(&self.path);
+        let removed = match symlink_metadata(&self.path) {
+            Ok(now) if identity(&now) == file => std::fs::remove_file(&self.path),
+            // Somebody else's.
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            log::warn!(
+                "socket file {} stays behind: {error}; whoever may write to its directory can \
+                 remove it, or listen on it again",
+                self.path.display()
+            );
         }
     }
 }
@@ -193,7 +212,10 @@ impl Drop for Listener {
 /// nobody listens, `WouldBlock` when the backlog is full.
 pub fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     let address = Address::new(path)?;
-    connect_to(&address).map_err(|error| SocketError::system("connect to", path, error))
+    connect_to(&address).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => SocketError::Denied(path.to_owned()),
+        _ => SocketError::system("connect to", path, error),
+    })
 }
 
 /// The most descriptors that [`receive`] takes at once.
@@ -407,53 +429,6 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Ids of `user` or `user:group`.
-fn resolve_owner(owner: &str) -> Result<(u32, Option<u32>), SocketError> {
-    let unknown = || SocketError::Owner(owner.to_owned());
-    let (user, group) = match owner.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (owner, None),
-    };
-    let user = user.parse().ok().or_else(|| user_id(user)).ok_or_else(unknown)?;
-    let group = match group {
-        Some(group) => Some(group.parse().ok().or_else(|| group_id(group)).ok_or_else(unknown)?),
-        None => None,
-    };
-    Ok((user, group))
-}
-
-/// Bytes for the strings of one user or group. A group with many members is larger; the look-up
-/// fails then, and its number can be used instead.
-const ENTRY_SIZE: usize = 64 * 1024;
-
-fn user_id(name: &str) -> Option<u32> {
-    let name = CString::new(OsStr::new(name).as_bytes()).ok()?;
-    let mut strings = vec![0 as libc::c_char; ENTRY_SIZE];
-    let mut entry = MaybeUninit::<libc::passwd>::uninit();
-    let mut found = std::ptr::null_mut();
-    // SAFETY: `name` ends with a zero, and the buffers outlive the call, with their sizes.
-    let result = unsafe {
-        let (buffer, size) = (strings.as_mut_ptr(), strings.len());
-        libc::getpwnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer, size, &mut found)
-    };
-    // SAFETY: `found` is null or points to `entry`, which is filled in then.
-    unsafe { found.as_ref() }.filter(|_| result == 0).map(|entry| entry.pw_uid)
-}
-
-fn group_id(name: &str) -> Option<u32> {
-    let name = CString::new(OsStr::new(name).as_bytes()).ok()?;
-    let mut strings = vec![0 as libc::c_char; ENTRY_SIZE];
-    let mut entry = MaybeUninit::<libc::group>::uninit();
-    let mut found = std::ptr::null_mut();
-    // SAFETY: `name` ends with a zero, and the buffers outlive the call, with their sizes.
-    let result = unsafe {
-        let (buffer, size) = (strings.as_mut_ptr(), strings.len());
-        libc::getgrnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer, size, &mut found)
-    };
-    // SAFETY: `found` is null or points to `entry`, which is filled in then.
-    unsafe { found.as_ref() }.filter(|_| result == 0).map(|entry| entry.gr_gid)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -554,10 +529,8 @@ mod tests {
         let metadata = symlink_metadata(&path).unwrap();
         assert_eq!(metadata.mode() & 0o7777, 0o662);
         assert_eq!(metadata.gid(), 12345);
-        assert_eq!(Some(metadata.uid()), user_id("nobody"));
+        assert_eq!(metadata.uid(), account::ids("nobody").unwrap().0);
         drop(listener);
-        assert_eq!(resolve_owner("7").unwrap(), (7, None));
-        assert_eq!(resolve_owner("root:root").unwrap(), (0, Some(0)));
         for wrong in ["no-such-user", "root:no-such-group", "", "root:", ":root"] {
             let error = Listener::bind(&path, Some(wrong), None).unwrap_err();
             assert!(matches!(error, SocketError::Owner(_)), "{wrong}: {error}");

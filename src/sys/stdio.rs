@@ -1,21 +1,39 @@
 //! The standard streams of a process that takes another's place.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// Writes `word` to standard output and closes it, and makes `log` standard error, if there is one.
-///
-/// # Errors
-///
-/// Standard output can't be written, /dev/null can't be opened.
-pub fn hand_to(word: &str, log: Option<OwnedFd>) -> io::Result<()> {
-    let mut output = io::stdout();
-    output.write_all(word.as_bytes())?;
-    output.flush()?;
-    let nowhere = OpenOptions::new().write(true).open("/dev/null")?;
-    replace(libc::STDOUT_FILENO, nowhere.as_raw_fd())?;
-    log.map_or(Ok(()), |log| replace(libc::STDERR_FILENO, log.as_raw_fd()))
+/// What takes the place of the standard streams.
+#[derive(Debug)]
+pub struct Streams {
+    nowhere: File,
+    log: Option<OwnedFd>,
+}
+
+impl Streams {
+    /// Standard error becomes `log`, if there is one. Opened beforehand, since a sandbox opens
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// /dev/null can't be opened.
+    pub fn new(log: Option<OwnedFd>) -> io::Result<Self> {
+        Ok(Self { nowhere: OpenOptions::new().write(true).open("/dev/null")?, log })
+    }
+
+    /// Writes `word` to standard output and closes it, and changes standard error.
+    ///
+    /// # Errors
+    ///
+    /// Standard output can't be written.
+    pub fn hand_to(self, word: &str) -> io::Result<()> {
+        let mut output = io::stdout();
+        output.write_all(word.as_bytes())?;
+        output.flush()?;
+        replace(libc::STDOUT_FILENO, self.nowhere.as_raw_fd())?;
+        self.log.map_or(Ok(()), |log| replace(libc::STDERR_FILENO, log.as_raw_fd()))
+    }
 }
 
 fn replace(stream: RawFd, by: RawFd) -> io::Result<()> {

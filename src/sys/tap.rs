@@ -33,6 +33,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 use super::netdev::{self, NetDevice};
+use super::privilege::NetAdmin;
 
 /// Bytes of `virtio_net_hdr_v1` before each frame.
 pub const HEADER_LEN: usize = 12;
@@ -47,6 +48,14 @@ const OFFLOADS: libc::c_uint =
     libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 /// UDP segmentation: Linux 6.2 and later; the kernel takes both or neither.
 const USO: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// The ioctl requests made here.
+pub(super) const REQUESTS: [libc::c_ulong; 4] = [
+    libc::TUNSETIFF as libc::c_ulong,
+    libc::TUNSETVNETHDRSZ as libc::c_ulong,
+    libc::TUNSETVNETLE as libc::c_ulong,
+    libc::TUNSETOFFLOAD as libc::c_ulong,
+];
 
 /// What to make of a device besides opening it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -118,6 +127,7 @@ impl Tap {
         if !netdev::is_valid_name(name) {
             return Err(TapError::InvalidName { name: name.to_owned() });
         }
+        let _right = NetAdmin::raise();
         let device = NetDevice::new(name).map_err(|source| classify(name, "configure", source))?;
         let (queues, has_uso) = open_queues(&device, name, options.queues)?;
         Self::set_up(&device, name, options, queues, has_uso)
@@ -132,6 +142,7 @@ impl Tap {
         options: &TapOptions,
         queues: Vec<OwnedFd>,
     ) -> Result<Self, TapError> {
+        let _right = NetAdmin::raise();
         let failed = |source| classify(name, "take over", source);
         let device = NetDevice::new(name).map_err(failed)?;
         let queues: Vec<_> =

@@ -20,6 +20,7 @@ use crate::config::{SocketRole, VhostUserSettings};
 use crate::ring::{QueueEvents, Queues};
 use crate::sys::fault::Alarm;
 use crate::sys::poller::{Events, Poller, Trigger, Waker};
+use crate::sys::sandbox::{Sandbox, Thread};
 use crate::sys::socket::{Listener, SocketError, connect};
 
 use super::connection::{Connection, End, Wish};
@@ -111,7 +112,7 @@ impl Endpoint {
     /// Serves `socket`, which is that of port `name`.
     ///
     /// `mtu` is what the guest is told, `queues` are the port's rings, `events` hears of changes to
-    /// them.
+    /// them. The port's thread confines itself to `sandbox`.
     ///
     /// # Errors
     ///
@@ -122,12 +123,15 @@ impl Endpoint {
         mtu: Option<u16>,
         queues: Arc<Queues>,
         events: Arc<dyn QueueEvents>,
+        sandbox: &Sandbox,
     ) -> Result<Self, EndpointError> {
         let PortSocket { path, listener, takeover } = socket;
         let poller = Poller::new()?;
         if let Some(listener) = &listener {
             poller.add(listener.as_fd(), LISTENER, Trigger::Level)?;
         }
+        let kind = if listener.is_some() { Thread::Server } else { Thread::Client };
+        let sandbox = sandbox.clone();
         let shared = Arc::new(Shared {
             stopping: AtomicBool::new(false),
             request: Mutex::default(),
@@ -149,7 +153,10 @@ impl Endpoint {
         let thread = std::thread::Builder::new()
             .name(format!("vu-{name}"))
             .stack_size(STACK)
-            .spawn(move || server.run(takeover))?;
+            .spawn(move || {
+                sandbox.confine(kind);
+                server.run(takeover);
+            })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

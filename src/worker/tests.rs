@@ -11,6 +11,7 @@ use super::*;
 use crate::config::{PortKind, Settings};
 use crate::port::Port;
 use crate::ring::Queues;
+use crate::sys::sandbox::Sandbox;
 use crate::table::mac::{MacTable, MacTableConfig};
 use crate::vhost_user::{Endpoint, PortSocket};
 
@@ -55,7 +56,8 @@ impl Bed {
             };
             let queues = vhost.queues().clone();
             let socket = PortSocket::open(socket).unwrap();
-            Endpoint::spawn(&port.name, socket, None, queues, Arc::new(events)).unwrap()
+            let events = Arc::new(events);
+            Endpoint::spawn(&port.name, socket, None, queues, events, &Sandbox::none()).unwrap()
         });
         let endpoints = endpoints.collect();
         let guests = guests.iter().zip(&sockets).map(|(features, (_, socket))| {

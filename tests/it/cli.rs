@@ -13,7 +13,7 @@ use fakeguest::{Guest, Layout};
 
 use super::support::netns::{Netns, must};
 use super::support::proc::{Process, holdings};
-use super::support::switch::Switch;
+use super::support::switch::{Switch, directory};
 use super::support::{unique, wait_for};
 
 /// How long anything here may take.
@@ -142,7 +142,7 @@ fn mistakes_are_shown_with_file_line_and_column() {
         ("[[port]\n", "1:8: ", "expected"),
         ("[workers]\ncount = \"two\"\n", "2:9: ", "expected an integer"),
         ("[workers]\nthreads = 2\n", "2:1: ", "expected one of `count`, `mode`, `cpus`"),
-        ("[worker]\n", "1:2: ", "expected one of `workers`, `mac-table`, `upgrade`, `port`"),
+        ("[worker]\n", "1:2: ", "one of `workers`, `mac-table`, `upgrade`, `sandbox`, `port`"),
         ("[workers]\ncount = 65\n", "2:9: ", "`count` is 65; expected 1 to 64"),
         (port, "1:1: ", "port \"vm1\" has no `socket`; expected the absolute path"),
         ("[[port]]\nname = \"a/b\"\n", "2:8: ", "expected 1 to 32 of A-Z a-z 0-9 _ . -"),
@@ -239,10 +239,10 @@ fn a_live_socket_is_refused_and_its_switch_undisturbed() {
 
 #[test]
 fn a_stale_socket_is_replaced() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = directory();
     let sockets = [dir.path().join("a.sock"), dir.path().join("b.sock")];
     let [one, two] = [0, 1].map(|n| format!("vm{n}={}", sockets[n].display()));
-    let args = ["run", "--port", &one, "--port", &two];
+    let args = ["run", "--user", "65534:65534", "--port", &one, "--port", &two];
     let log = dir.path().join("log");
     let mut first = started(ringswitch(&args), &log, &sockets);
     let mut a = Guest::builder(&sockets[0]).attach().expect("a guest");
@@ -334,11 +334,11 @@ fn a_device_that_is_no_tap_is_refused() {
 #[test]
 fn sigterm_and_sigint_end_it_and_take_only_its_sockets() {
     for signal in ["TERM", "INT"] {
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = directory();
         let sockets = ["a.sock", "b.sock", "c.sock"].map(|name| dir.path().join(name));
         let ports: Vec<_> =
             sockets.iter().map(|s| format!("{}={}", unique("p"), s.display())).collect();
-        let mut args = vec!["run"];
+        let mut args = vec!["run", "--user", "65534:65534"];
         ports.iter().for_each(|port| args.extend(["--port", port]));
         let mut switch = started(ringswitch(&args), &dir.path().join("log"), &sockets);
         fs::write(dir.path().join("other"), "").expect("a file");
@@ -470,11 +470,11 @@ fn sigusr1_prints_the_statistics_and_it_goes_on() {
 
 #[test]
 fn the_log_level_is_obeyed() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = directory();
     let socket = dir.path().join("a.sock");
     let port = format!("vm1={}", socket.display());
     let log_of = |args: &[&str], env: Option<&str>, log: &str| {
-        let mut command = ringswitch(&["run", "--port", &port]);
+        let mut command = ringswitch(&["run", "--user", "65534:65534", "--port", &port]);
         command.args(args);
         command.envs(env.map(|level| ("RINGSWITCH_LOG", level)));
         let sockets = [socket.clone()];

@@ -275,7 +275,9 @@ fn guests_of_either_role_survive_a_restart_of_the_switch() {
         )
     };
     let config = dir.path().join("ringswitch.toml");
-    let text = port("vm0", &listening, "server") + &port("vm1", &connecting, "client");
+    // QEMU is root's, and so is its socket.
+    let ports = port("vm0", &listening, "server") + &port("vm1", &connecting, "client");
+    let text = format!("[sandbox]\nuser = \"root\"\n{ports}");
     std::fs::write(&config, text).expect("a file");
     let arguments = ["--config", config.to_str().expect("a path in ASCII")];
     let start = || {

@@ -368,8 +368,10 @@ fn in_the_client_role_it_connects_when_somebody_listens() {
     let dir = tempfile::tempdir().expect("a directory");
     let (a_socket, b_socket) = (dir.path().join("a.sock"), dir.path().join("b.sock"));
     let config = dir.path().join("rs.toml");
+    // The frontend is root's, and so is its socket.
     let toml = format!(
-        "[[port]]\nname = \"a\"\ntype = \"vhost-user\"\nsocket = \"{}\"\nrole = \"client\"\n\
+        "[sandbox]\nuser = \"root\"\n\
+         [[port]]\nname = \"a\"\ntype = \"vhost-user\"\nsocket = \"{}\"\nrole = \"client\"\n\
          [[port]]\nname = \"b\"\ntype = \"vhost-user\"\nsocket = \"{}\"\n",
         a_socket.display(),
         b_socket.display()

@@ -17,6 +17,7 @@ mod lifecycle;
 mod offload;
 mod queues;
 mod rings;
+mod sandbox;
 mod steering;
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod support;

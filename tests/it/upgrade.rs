@@ -1,7 +1,7 @@
 //! Another process takes the switch's place, and nobody notices: no frame lost, repeated or out of
 //! order, no connection closed; and if it can't, the old one goes on.
 
-use std::fs::Permissions;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -248,6 +248,8 @@ fn systemd_hears_who_the_switch_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("notify");
     let systemd = UnixDatagram::bind(&path).expect("a socket");
+    // As systemd's own.
+    fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("our socket");
     systemd.set_read_timeout(Some(PATIENCE)).expect("a time limit");
     let heard = || {
         let mut text = [0; 256];
@@ -373,7 +375,7 @@ fn ports_that_connect_and_taps_go_on() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("vmm.sock");
     let settings = format!(
-        "[workers]\ncount = 2\n[upgrade]\nsocket = \"{}\"\n\
+        "[workers]\ncount = 2\n[upgrade]\nsocket = \"{}\"\n[sandbox]\nuser = \"root\"\n\
          [[port]]\nname = \"t\"\ntype = \"tap\"\ndevice = \"t\"\n\
          [[port]]\nname = \"client\"\ntype = \"vhost-user\"\nsocket = \"{}\"\nrole = \"client\"\n",
         dir.path().join("upgrade").display(),

@@ -9,6 +9,7 @@ use fakeguest::{Guest, Layout};
 use super::super::{Opened, Switch};
 use super::*;
 use crate::config::Settings;
+use crate::sys::sandbox::Sandbox;
 use crate::sys::socket::connect;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -73,7 +74,8 @@ fn whoever_stops_on_the_way_changes_nothing() {
     let settings = Settings::from_args(&ports, None).unwrap();
     let socket = dir.path().join("upgrade");
     let server = UpgradeServer::new(&socket, None).unwrap();
-    let switch = Switch::start(&settings, Opened::new(&settings).unwrap()).unwrap();
+    let switch =
+        Switch::start(&settings, Opened::new(&settings).unwrap(), &Sandbox::none()).unwrap();
     let guest = |(_, path): &(String, PathBuf)| Guest::builder(path).attach().unwrap();
     let (mut a, mut b) = (guest(&ports[0]), guest(&ports[1]));
     let done = AtomicBool::new(false);

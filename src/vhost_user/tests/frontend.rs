@@ -14,6 +14,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::config::{SocketRole, VhostUserSettings};
 use crate::ring::{LinkState, QueueEvents, Queues};
+use crate::sys::sandbox::Sandbox;
 use crate::vhost_user::{Endpoint, PortSocket};
 
 /// Longest wait for something that has to happen.
@@ -122,9 +123,15 @@ impl Port {
         let queues = Arc::new(Queues::new(settings.queue_pairs));
         let told = Arc::new(Recorder::default());
         let socket = PortSocket::open(&settings).unwrap();
-        let endpoint =
-            Endpoint::spawn("test", socket, settings.mtu, Arc::clone(&queues), told.clone())
-                .unwrap();
+        let endpoint = Endpoint::spawn(
+            "test",
+            socket,
+            settings.mtu,
+            Arc::clone(&queues),
+            told.clone(),
+            &Sandbox::none(),
+        )
+        .unwrap();
         Self { endpoint: Some(endpoint), queues, told, path, _directory: directory }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,6 +13,9 @@ use super::wait_for;
 
 /// How long the switch may take to start, to stop, to print its statistics.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The user that it becomes: nobody.
+pub const USER: u32 = 65534;
 
 /// What to start.
 #[derive(Debug, Default)]
@@ -71,7 +75,7 @@ impl<'a> Builder<'a> {
 
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Switch {
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = directory();
         let binary = env!("CARGO_BIN_EXE_ringswitch");
         let mut command = match self.netns {
             Some(netns) => netns.command(binary),
@@ -80,10 +84,17 @@ impl<'a> Builder<'a> {
         command.arg("run");
         if let Some(settings) = &self.settings {
             let path = dir.path().join("ringswitch.toml");
-            std::fs::write(&path, settings.clone() + &self.port_tables(dir.path()))
-                .expect("a configuration file");
+            let mut text = settings.clone();
+            if !settings.contains("[sandbox]") {
+                text += &format!("\n[sandbox]\nuser = \"{USER}:{USER}\"\n");
+            }
+            text += &self.port_tables(dir.path());
+            std::fs::write(&path, text).expect("a configuration file");
             command.arg("--config").arg(path);
         } else {
+            if !self.more.iter().any(|argument| argument == "--config") {
+                command.args(["--user", &format!("{USER}:{USER}")]);
+            }
             for name in &self.ports {
                 let socket = socket_in(dir.path(), name);
                 command.args(["--port", &format!("{name}={}", socket.display())]);
@@ -303,8 +314,16 @@ impl Switch {
         }
         let log = self.process.output();
         assert!(!log.contains("panicked"), "the switch panicked:\n{log}");
+        assert!(!log.contains("sandbox: refused"), "a call that it needs is forbidden:\n{log}");
         log
     }
+}
+
+/// A directory in which the switch may remove its sockets at the end.
+pub fn directory() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    chown(dir.path(), Some(USER), None).expect("a directory of the switch's user");
+    dir
 }
 
 fn socket_in(dir: &Path, port: &str) -> PathBuf {
