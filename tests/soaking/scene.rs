@@ -329,8 +329,10 @@ impl<'a> Scene<'a> {
         let now = Statistics::parse(&process.output_after(written));
         self.read_log();
         self.actors.iter_mut().for_each(|actor| actor.orphaned(killed));
-        self.streams.iter_mut().for_each(Stream::drain);
-        if !killed {
+        if killed {
+            self.streams.iter_mut().for_each(Stream::orphaned);
+        } else {
+            self.streams.iter_mut().for_each(Stream::drain);
             // The TAP devices are gone, and what the kernel counted. Ports ended one by one: not all
             // of them got what was sent to all.
             let books = Books { routes: Vec::new(), ..self.books(&[]) };

@@ -59,6 +59,12 @@ impl Stream {
         stream
     }
 
+    /// The switch was killed: what others sent to all may come again.
+    pub fn orphaned(&mut self) {
+        self.drain();
+        self.ends.iter_mut().for_each(|end| end.checker.forget());
+    }
+
     /// Attaches both to a switch that was started again, with rings as they are.
     pub fn reconnect(&mut self) {
         for end in &mut self.ends {
