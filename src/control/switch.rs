@@ -102,6 +102,7 @@ impl Switch {
 
     fn end(&mut self) {
         // Protocol threads first: they reset the rings, and guests see an orderly end.
+        self.endpoints.values().for_each(Endpoint::begin_to_stop);
         self.endpoints.clear();
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.gate.open();

@@ -177,6 +177,14 @@ impl Endpoint {
         }
     }
 
+    /// Has the connection and the thread end, and doesn't wait for it. Who ends many ports says so
+    /// to all of them first: each may have to wait for a processor.
+    pub fn begin_to_stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.waker.wake();
+        self.disconnect();
+    }
+
     /// Ends the connection and the thread, and removes the socket file. Returns when no ring of
     /// the port runs any more.
     pub fn stop(self) {
@@ -186,9 +194,7 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Release);
-        self.shared.waker.wake();
-        self.disconnect();
+        self.begin_to_stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

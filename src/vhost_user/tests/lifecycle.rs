@@ -42,6 +42,16 @@ fn resources(memory: &str) -> Resources {
 }
 
 #[test]
+fn told_to_stop_it_ends_before_anybody_waits_for_it() {
+    let mut port = Port::server();
+    let mut frontend = port.connect();
+    frontend.sync();
+    port.endpoint.as_ref().unwrap().begin_to_stop();
+    port.told.await_end();
+    port.endpoint.take().unwrap().stop();
+}
+
+#[test]
 fn nothing_is_left_of_fifty_frontends() {
     if !alone("vhost_user::tests::lifecycle::nothing_is_left_of_fifty_frontends") {
         return;
