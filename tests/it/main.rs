@@ -16,6 +16,7 @@ mod leaks;
 mod lifecycle;
 mod offload;
 mod queues;
+mod rewriting;
 mod rings;
 mod sandbox;
 mod steering;
