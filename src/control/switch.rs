@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::Settings;
 use crate::frame::PortId;
 use crate::port::{Kind, Port};
+use crate::sys::call::Watch;
 use crate::sys::poller::Trigger;
 use crate::sys::sandbox::{Sandbox, Thread};
 use crate::sys::{clock, thread as sys_thread};
@@ -180,12 +181,11 @@ impl Switch {
         }
         let shared = Arc::clone(&self.shared);
         let sandbox = sandbox.clone();
+        let watch = Watch::new()
+            .map_err(|source| Error::System { what: "handle signals of the watch", source })?;
         self.spawn("sweeper".into(), move || {
             sandbox.confine(Thread::Sweeper);
-            while !shared.stop.load(Ordering::Relaxed) {
-                thread::park_timeout(SWEEP);
-                shared.macs.expire(clock::coarse_seconds());
-            }
+            sweep(&shared, watch);
         })
     }
 
@@ -215,6 +215,19 @@ impl Switch {
             self.endpoints.insert(port.id, endpoint);
         }
         Ok(())
+    }
+}
+
+/// Removes aged addresses, and watches over calls of guests, until the switch stops.
+fn sweep(shared: &Shared, mut watch: Watch) {
+    watch.attach();
+    let mut swept = Instant::now();
+    while !shared.stop.load(Ordering::Relaxed) {
+        thread::park_timeout(watch.look().unwrap_or(SWEEP));
+        if swept.elapsed() >= SWEEP {
+            swept = Instant::now();
+            shared.macs.expire(clock::coarse_seconds());
+        }
     }
 }
 

@@ -15,6 +15,9 @@ use crate::sys::fault::{self, Alarm, Guard};
 /// The most regions of one guest: what GET_MAX_MEM_SLOTS answers, and what QEMU can use.
 pub const MAX_REGIONS: usize = 509;
 
+/// The most memory of one guest, bytes: 16 TiB, of the 128 that a process has addresses for.
+pub const MAX_MEMORY: u64 = 16 << 40;
+
 /// Why guest memory can't be mapped.
 #[derive(Debug, Error)]
 pub enum MapError {
@@ -27,6 +30,9 @@ pub enum MapError {
     /// More regions than [`MAX_REGIONS`].
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
+    /// More memory than one guest may have: others would find no addresses left.
+    #[error("{0:#x} bytes of guest memory are more than {MAX_MEMORY:#x}")]
+    TooLarge(u64),
     /// Two regions share guest or frontend addresses.
     #[error("region {0:#x} overlaps another one")]
     Overlap(u64),
@@ -220,6 +226,11 @@ impl RegionMap {
         }
         if self.regions.len() >= MAX_REGIONS {
             return Err(MapError::TooMany);
+        }
+        let mapped = self.regions.iter().map(|region| region.size);
+        let total = mapped.fold(spec.size, u64::saturating_add);
+        if total > MAX_MEMORY {
+            return Err(MapError::TooLarge(total));
         }
         let mapping = map_file(spec.file, spec.size, spec.mmap_offset)?;
         // SAFETY: map_file mapped `skip + size` bytes.

@@ -9,6 +9,8 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::frame::{BURST, DropReason, Frame};
 use crate::mem::{Segments, Tail};
 use crate::ring::{AnyReceiver, Format, LinkState, Queues, Receiver, Ring, RxFault, feature};
+use crate::sys::allowance::Allowance;
+use crate::sys::clock;
 use crate::wire::flow::flow_hash;
 use crate::wire::offload::Offloads;
 use crate::wire::vnet::Encoded;
@@ -21,6 +23,11 @@ use super::{Counters, Egress};
 /// reconfigured. A burst takes some 50 microseconds at most.
 const RING_WAIT: Duration = Duration::from_micros(500);
 
+/// How long workers may wait for a port's frontend to change its rings: for good one part in so
+/// many of the time, and [`RING_WAIT`] at once. Who changes them all the time loses frames instead
+/// of other guests' time.
+const CHANGE_PART: u64 = 200;
+
 /// The data side of a vhost-user port.
 #[derive(Debug)]
 pub struct VhostPort {
@@ -29,6 +36,8 @@ pub struct VhostPort {
     receive_pairs: AtomicU64,
     /// The features that it negotiated.
     features: AtomicU64,
+    /// What workers may wait for its frontend.
+    patience: Allowance,
     /// Where the guest's flows are, if it may have several pairs.
     flows: Option<FlowQueues>,
 }
@@ -37,7 +46,13 @@ impl VhostPort {
     /// A port over `queues`.
     pub fn new(queues: Arc<Queues>) -> Self {
         let flows = (Queues::len(&queues) > 2).then(FlowQueues::default);
-        Self { queues, receive_pairs: AtomicU64::new(0), features: AtomicU64::new(0), flows }
+        Self {
+            queues,
+            receive_pairs: AtomicU64::new(0),
+            features: AtomicU64::new(0),
+            patience: Allowance::new(RING_WAIT.as_nanos() as u64, CHANGE_PART),
+            flows,
+        }
     }
 
     /// The port's rings.
@@ -174,7 +189,21 @@ impl VhostPort {
     #[inline]
     fn lock(&self, index: usize) -> Option<MutexGuard<'_, Ring>> {
         let ring = self.queues.ring(index)?;
-        ring.try_lock().or_else(|| ring.try_lock_for(RING_WAIT))
+        ring.try_lock().or_else(|| self.wait(ring))
+    }
+
+    /// Waits for a ring that is locked.
+    #[cold]
+    fn wait<'q>(&self, ring: &'q Mutex<Ring>) -> Option<MutexGuard<'q, Ring>> {
+        if !self.queues.is_changing() {
+            // Another worker has it.
+            return ring.try_lock_for(RING_WAIT);
+        }
+        let begin = clock::now_ns();
+        let left = Duration::from_nanos(self.patience.left(begin));
+        let locked = if left.is_zero() { None } else { ring.try_lock_for(left) };
+        self.patience.spend(begin, clock::now_ns().saturating_sub(begin));
+        locked
     }
 }
 
@@ -234,5 +263,34 @@ fn reason(fault: RxFault) -> DropReason {
     match fault {
         RxFault::Full => DropReason::RxRingFull,
         RxFault::TooSmall => DropReason::RxBufferTooSmall,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frontend_that_keeps_its_rings_locked_is_waited_for_once() {
+        let port = VhostPort::new(Arc::new(Queues::new(1)));
+        let left = || port.patience.left(clock::now_ns());
+        let all = RING_WAIT.as_nanos() as u64;
+        let from_elsewhere = || std::thread::scope(|s| s.spawn(|| port.lock(0).is_some()).join());
+        assert!(from_elsewhere().unwrap() && left() == all);
+
+        let rings = port.queues.lock_all();
+        assert!(!from_elsewhere().unwrap());
+        // However long the wait was in the end, it takes as long to forget it, and more often.
+        port.patience.spend(clock::now_ns(), 1_000_000_000);
+        assert!(!from_elsewhere().unwrap() && left() == 0);
+        drop(rings);
+        assert!(from_elsewhere().unwrap(), "who finds the ring free doesn't wait");
+
+        // Another worker's burst is waited for, and isn't the frontend's fault.
+        let before = port.patience.debt(clock::now_ns());
+        let ring = port.queues.ring(0).unwrap().lock();
+        assert!(!from_elsewhere().unwrap());
+        drop(ring);
+        assert!(port.patience.debt(clock::now_ns()) <= before);
     }
 }

@@ -23,6 +23,10 @@ pub(super) const LOOK_AHEAD: usize = 64;
 const _: () = assert!(LOOK_AHEAD <= BURST);
 /// The most buffers of one frame. Linux posts at least 1.5 KiB: 43 of them hold 64 KiB.
 const MAX_BUFFERS: usize = 256;
+/// Each buffer but so many of a frame's must hold so many bytes of it: taking a frame's bytes to
+/// its guest must not cost more because that guest posts them one by one.
+const SMALL_BUFFERS: usize = 4;
+const BUFFER_BYTES: u32 = 256;
 /// Descriptors of receive buffers that are read for one burst. One more chain may come on top.
 const BURST_DESCRIPTORS: usize = 4096;
 
@@ -222,6 +226,7 @@ impl<F: Format> LiveRing<F> {
     /// Finds how many of the next buffers hold `need` bytes.
     pub(super) fn gather(&mut self, need: u32) -> Result<usize, RxFault> {
         let (mut count, mut room) = (0, 0u32);
+        let most = SMALL_BUFFERS + (need / BUFFER_BYTES) as usize;
         loop {
             let Some(buffer) = self.ahead.buffers.get(count).copied() else {
                 self.look_ahead(count + LOOK_AHEAD);
@@ -240,7 +245,7 @@ impl<F: Format> LiveRing<F> {
             if room >= need {
                 return Ok(count);
             }
-            if !self.mergeable || count >= MAX_BUFFERS {
+            if !self.mergeable || count >= most.min(MAX_BUFFERS) {
                 return Err(RxFault::TooSmall);
             }
         }

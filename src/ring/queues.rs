@@ -1,6 +1,8 @@
 //! The rings of a port, and what the workers are told of them.
 
+use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -15,12 +17,43 @@ struct Cell(Mutex<Ring>);
 #[derive(Debug)]
 pub struct Queues {
     cells: Box<[Cell]>,
+    /// Control holds or wants all locks.
+    changing: AtomicBool,
+}
+
+/// All rings of a port, locked.
+#[derive(Debug)]
+pub struct Locked<'q> {
+    rings: Vec<MutexGuard<'q, Ring>>,
+    changing: &'q AtomicBool,
+}
+
+impl<'q> Deref for Locked<'q> {
+    type Target = [MutexGuard<'q, Ring>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.rings
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.rings
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.rings.clear();
+        self.changing.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Queues {
     /// The rings of `pairs` queue pairs.
     pub fn new(pairs: u16) -> Self {
-        Self { cells: (0..usize::from(pairs) * 2).map(|_| Cell::default()).collect() }
+        let cells = (0..usize::from(pairs) * 2).map(|_| Cell::default()).collect();
+        Self { cells, changing: AtomicBool::new(false) }
     }
 
     /// How many rings there are: two for each pair.
@@ -39,10 +72,17 @@ impl Queues {
     /// The transmit rings are locked first: a worker that holds one of them may be waiting for
     /// another port's receive ring, so nobody may wait for a transmit ring with a receive ring
     /// in hand.
-    pub fn lock_all(&self) -> Vec<MutexGuard<'_, Ring>> {
+    pub fn lock_all(&self) -> Locked<'_> {
+        self.changing.store(true, Ordering::Relaxed);
         let transmit: Vec<_> = self.cells.iter().skip(1).step_by(2).map(|c| c.0.lock()).collect();
         let receive = self.cells.iter().step_by(2).map(|c| c.0.lock());
-        receive.zip(transmit).flat_map(<[_; 2]>::from).collect()
+        let rings = receive.zip(transmit).flat_map(<[_; 2]>::from).collect();
+        Locked { rings, changing: &self.changing }
+    }
+
+    /// Whether control has the rings, or waits for them: a worker that waits, waits for it.
+    pub fn is_changing(&self) -> bool {
+        self.changing.load(Ordering::Relaxed)
     }
 
     /// The lock of one ring. For workers: try it, or wait with a bound.

@@ -180,7 +180,7 @@ impl Devices {
         driver.set_avail_idx(start);
         let call = vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let mut ring = driver.ring(features);
-        ring.set_call(Some(call));
+        ring.set_call(Some(call.into()));
         let event_idx = features & feature::EVENT_IDX != 0;
         Self {
             driver,

@@ -30,6 +30,7 @@ both! {
     bursts_are_bounded_in_frames_and_bytes_and_wrap_around
     a_frame_is_merged_over_buffers_and_each_gets_its_length
     without_mergeable_buffers_one_buffer_holds_the_frame_or_it_is_refused
+    a_frame_is_not_put_into_very_many_very_small_buffers
     legacy_drivers_get_the_short_header
     a_bad_receive_buffer_is_given_back_empty_and_the_next_is_used
     empty_receive_buffers_take_a_bounded_share_of_the_work
@@ -193,7 +194,7 @@ fn an_impossible_index_stops_the_ring_and_signals_the_frontend() {
     let mut driver = Driver::split(8);
     let mut ring = driver.ring(MODERN);
     let err = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    ring.set_err(Some(err.try_clone().unwrap()));
+    ring.set_err(Some(err.try_clone().unwrap().into()));
     driver.set_avail_idx(9);
     assert!(take(&mut ring).is_none());
     assert!(!ring.is_running());
@@ -280,6 +281,25 @@ fn without_mergeable_buffers_one_buffer_holds_the_frame_or_it_is_refused(new: Ne
     assert_eq!(driver.read(BUFFERS + 10, 2), [1, 0], "num_buffers is 1 (section 5.1.6.3.1)");
 }
 
+/// What a frame costs its sender's worker doesn't depend on how small its receiver's buffers are.
+fn a_frame_is_not_put_into_very_many_very_small_buffers(new: New) {
+    for (len, frame, buffers) in
+        [(1, 60, None), (15, 60, None), (19, 60, Some(4)), (256, 2000, Some(8)), (150, 2000, None)]
+    {
+        let mut driver = new(256);
+        let mut ring = driver.ring(MODERN);
+        for i in 0..250u16 {
+            driver.chain(i, &[(BUFFERS + 0x100 * u64::from(i), len)], WRITE);
+            driver.offer(i);
+        }
+        let put = put(&mut ring, &vec![7; frame]);
+        match buffers {
+            Some(count) => assert_eq!((put, driver.used_idx()), (Ok(()), count), "of {len} bytes"),
+            None => assert_eq!((put, driver.used_idx()), (Err(RxFault::TooSmall), 0), "{len}"),
+        }
+    }
+}
+
 fn legacy_drivers_get_the_short_header(new: New) {
     let mut driver = new(8);
     let mut ring = driver.ring(0);
@@ -359,7 +379,7 @@ fn calls_honour_no_interrupt_and_used_event(new: New) {
         let mut driver = new(16);
         let features = MODERN | if event_idx { feature::EVENT_IDX } else { 0 };
         let mut ring = driver.ring(features);
-        ring.set_call(Some(call.try_clone().unwrap()));
+        ring.set_call(Some(call.try_clone().unwrap().into()));
         assert!(called(), "a new call descriptor on a running ring is signalled");
         for head in 0..16 {
             driver.desc(head, BUFFERS, 100, WRITE, 0);
@@ -509,7 +529,7 @@ fn a_chain_longer_than_a_packed_ring_stops_it_and_signals_the_frontend() {
     let mut driver = Driver::packed(8);
     let mut ring = driver.ring(MODERN);
     let err = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    ring.set_err(Some(err.try_clone().unwrap()));
+    ring.set_err(Some(err.try_clone().unwrap().into()));
     driver.write(BUFFERS, &packet(60));
     driver.desc(0, BUFFERS, 72, 0, 0);
     driver.desc(1, BUFFERS, 72, NEXT, 1);

@@ -7,6 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::frame::BURST;
 use crate::mem::{DirtyLog, RegionMap};
+use crate::sys::call::Call;
 use crate::wire::offload::Offloads;
 
 use super::ahead::Ahead;
@@ -133,8 +134,8 @@ pub struct Ring {
     sends: Offloads,
     mem: Option<Arc<RegionMap>>,
     log: Option<Arc<DirtyLog>>,
-    call: Option<EventFd>,
-    err: Option<EventFd>,
+    call: Option<Call>,
+    err: Option<Call>,
     pub(super) live: Option<Live>,
 }
 
@@ -202,7 +203,7 @@ impl Ring {
     pub fn suspend(&mut self) -> std::io::Result<RingState> {
         let ran = self.live.is_some();
         self.retire();
-        let copy = |event: &Option<EventFd>| event.as_ref().map(EventFd::try_clone).transpose();
+        let copy = |call: &Option<Call>| call.as_ref().map(Call::event).transpose();
         Ok(RingState {
             size: self.size,
             address: self.address,
@@ -221,7 +222,7 @@ impl Ring {
 
     /// Sets the descriptor that calls the guest. A running ring calls it once: the guest may
     /// have waited on the old one.
-    pub fn set_call(&mut self, call: Option<EventFd>) {
+    pub fn set_call(&mut self, call: Option<Call>) {
         self.call = call;
         if self.live.is_some() {
             self.call_guest();
@@ -229,7 +230,7 @@ impl Ring {
     }
 
     /// Sets the descriptor that tells the frontend of a broken ring.
-    pub fn set_err(&mut self, err: Option<EventFd>) {
+    pub fn set_err(&mut self, err: Option<Call>) {
         self.err = err;
     }
 
@@ -376,9 +377,9 @@ impl Ring {
         wanted && self.call_guest()
     }
 
-    /// Signals the guest. A full eventfd counter has a call pending already.
+    /// Signals the guest.
     fn call_guest(&self) -> bool {
-        self.call.as_ref().is_some_and(|call| call.write(1).is_ok())
+        self.call.as_ref().is_some_and(Call::signal)
     }
 
     /// Asks the guest for kicks, or to spare them.
@@ -401,7 +402,7 @@ impl Ring {
         self.started = false;
         if let Some(err) = &self.err {
             // A full counter has the news already.
-            let _ = err.write(1);
+            let _ = err.signal();
         }
     }
 

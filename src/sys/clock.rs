@@ -11,6 +11,12 @@ pub fn now_ns() -> u64 {
     read(libc::CLOCK_MONOTONIC)
 }
 
+/// Nanoseconds of processor time that the calling thread has used. A system call.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
 /// Whole seconds since this was first called in the process, from the kernel's tick
 /// (`CLOCK_MONOTONIC_COARSE`: about 5 ns a call, up to 10 ms late). Never goes backwards.
 #[must_use]

@@ -16,7 +16,7 @@
 
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize};
 use std::sync::{Arc, Once};
 
 use parking_lot::Mutex;
@@ -52,10 +52,21 @@ impl Slot {
     }
 }
 
-/// Rings when a mapping was taken away.
+/// Why an alarm rang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cause {
+    /// A mapping was taken away.
+    LostMemory = 1,
+    /// An eventfd that is to be signalled was made to block ([`super::call`]).
+    BlockingCall = 2,
+}
+
+/// Rings when a peer took a mapping away, or has us wait for it.
 #[derive(Debug, Default)]
 pub struct Alarm {
-    rung: AtomicBool,
+    /// The first [`Cause`]; 0: it didn't ring.
+    rung: AtomicU8,
     waker: Option<Waker>,
 }
 
@@ -63,18 +74,23 @@ impl Alarm {
     /// An alarm that also wakes `waker`.
     #[must_use]
     pub fn new(waker: Waker) -> Self {
-        Self { rung: AtomicBool::new(false), waker: Some(waker) }
+        Self { rung: AtomicU8::new(0), waker: Some(waker) }
     }
 
-    /// Whether it rang.
+    /// Why it rang, if it did.
     #[must_use]
-    pub fn is_rung(&self) -> bool {
-        self.rung.load(Acquire)
+    pub fn cause(&self) -> Option<Cause> {
+        match self.rung.load(Acquire) {
+            0 => None,
+            rung if rung == Cause::LostMemory as u8 => Some(Cause::LostMemory),
+            _ => Some(Cause::BlockingCall),
+        }
     }
 
-    /// Called by the signal handler: a store, and a write to an eventfd.
-    fn ring(&self) {
-        self.rung.store(true, Release);
+    /// Called by the signal handler, too: a store, and a write to an eventfd.
+    pub(super) fn ring(&self, cause: Cause) {
+        // The first cause is told. An error says that there is one.
+        let _ = self.rung.compare_exchange(0, cause as u8, Release, Relaxed);
         if let Some(waker) = &self.waker {
             waker.wake();
         }
@@ -188,7 +204,7 @@ fn replace(address: usize) -> bool {
             return false;
         }
         // SAFETY: the guard holds the alarm, and isn't dropped while this thread is in its range.
-        unsafe { &*alarm }.ring();
+        unsafe { &*alarm }.ring(Cause::LostMemory);
         return true;
     }
     false
@@ -231,9 +247,9 @@ mod tests {
             }
             file.set_len(PAGE as u64).unwrap();
             assert_eq!(start.read_volatile(), 1);
-            assert!(!alarm.is_rung());
+            assert_eq!(alarm.cause(), None);
             assert_eq!(start.add(2 * PAGE).read_volatile(), 0);
-            assert!(alarm.is_rung());
+            assert_eq!(alarm.cause(), Some(Cause::LostMemory));
             start.add(3 * PAGE + 7).write_volatile(3);
             assert_eq!(start.add(3 * PAGE + 7).read_volatile(), 3);
             // The page before the first fault is still to fault.
@@ -241,7 +257,7 @@ mod tests {
             assert_eq!(start.read_volatile(), 1, "the part that is left is the file's");
             assert_eq!(other.add(2 * PAGE).read_volatile(), 2);
         }
-        assert!(!other_alarm.is_rung());
+        assert_eq!(other_alarm.cause(), None);
     }
 
     #[test]
@@ -260,7 +276,7 @@ mod tests {
                 });
             }
         });
-        assert!(alarm.is_rung());
+        assert_eq!(alarm.cause(), Some(Cause::LostMemory));
     }
 
     #[test]

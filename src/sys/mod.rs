@@ -4,6 +4,8 @@
 //! system call or instruction whose arguments this module checked itself.
 
 pub mod account;
+pub mod allowance;
+pub mod call;
 pub mod channel;
 pub mod clock;
 pub mod fault;

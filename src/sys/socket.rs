@@ -335,7 +335,7 @@ pub fn eventfd_to_watch(file: File) -> io::Result<OwnedFd> {
 /// Takes a descriptor that a peer sent as an eventfd to signal, and makes it non-blocking: a
 /// worker must not wait until somebody reads a full counter.
 ///
-/// The peer shares the open file and can make it block again; it has to fill the counter too.
+/// The peer shares the open file and can make it block again: see [`super::call`].
 ///
 /// # Errors
 ///

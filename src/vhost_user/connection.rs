@@ -17,7 +17,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as LibraryError};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::ring::{QueueEvents, Queues};
-use crate::sys::fault::Alarm;
+use crate::sys::fault::{Alarm, Cause};
 use crate::sys::socket::{Received, receive, wait_for_input};
 
 use super::handler::Handler;
@@ -48,6 +48,12 @@ pub(super) enum End {
          it; the guest must be restarted"
     )]
     MemoryLost,
+    /// The frontend had us wait for it where nobody may wait.
+    #[error(
+        "a call or error descriptor was made to block while its counter was full; the frontend is \
+         faulty or hostile, and isn't served for a while"
+    )]
+    BlockingCall,
     /// The frontend closed it elsewhere.
     #[error("the frontend left in the middle of a message")]
     Truncated,
@@ -167,8 +173,10 @@ impl Connection {
         mut ask: impl FnMut(bool) -> io::Result<Wish>,
     ) -> End {
         loop {
-            if self.alarm.is_rung() {
-                return End::MemoryLost;
+            match self.alarm.cause() {
+                Some(Cause::LostMemory) => return End::MemoryLost,
+                Some(Cause::BlockingCall) => return End::BlockingCall,
+                None => {}
             }
             let (result, idle) = match inbox.next(stream) {
                 Ok(message) => (self.follow(stream, message), false),

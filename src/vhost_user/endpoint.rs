@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -28,6 +28,7 @@ use super::handover::{
     Answer, Arrival, Estate, Handover, Inheritance, Request, Step, Takeover, tale,
 };
 use super::journal::Journal;
+use super::pace::Pace;
 use super::session::Session;
 
 /// Stack of a port's thread, bytes. A thousand ports are a thousand threads.
@@ -36,6 +37,8 @@ const STACK: usize = 256 * 1024;
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 /// The longest pause between two attempts to connect, and after an error of the system.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long a port isn't served after its frontend had us wait for it.
+const PENALTY: Duration = Duration::from_secs(2);
 /// A failing connection is logged at its first attempt, and then at each of so many.
 const LOG_EVERY: u64 = 300;
 
@@ -149,6 +152,7 @@ impl Endpoint {
             queues,
             events,
             mtu,
+            pace: Pace::new(),
         };
         let thread = std::thread::Builder::new()
             .name(format!("vu-{name}"))
@@ -222,6 +226,7 @@ struct Server {
     queues: Arc<Queues>,
     events: Arc<dyn QueueEvents>,
     mtu: Option<u16>,
+    pace: Pace,
 }
 
 impl Server {
@@ -316,6 +321,7 @@ impl Server {
         self.poller.remove(stream.as_fd())?;
         let served = connection.served();
         drop(connection);
+        self.pace.keep();
         match end {
             End::Left | End::Stopped | End::HandedOver if served == 0 => {}
             End::Left | End::Stopped | End::HandedOver => {
@@ -323,7 +329,23 @@ impl Server {
             }
             _ => self.journal.warn(format_args!("disconnected: {end}")),
         }
+        if matches!(end, End::BlockingCall) {
+            self.pause(PENALTY)?;
+        }
         Ok(served)
+    }
+
+    /// Sleeps for so long, unless something is wanted of us.
+    fn pause(&mut self, time: Duration) -> io::Result<()> {
+        let until = Instant::now() + time;
+        while let Some(left) = until.checked_duration_since(Instant::now())
+            && self.wish() == Wish::GoOn
+        {
+            self.sleep(Some(left))?;
+            // While frontends are at the door, the listener ends each sleep.
+            std::thread::sleep(MIN_PAUSE);
+        }
+        Ok(())
     }
 
     /// Hands the port over to another process, which asked for it. Returns whether it has it now;
@@ -407,6 +429,9 @@ impl Server {
     /// Says what is wanted of a connection. If it is `idle`, sleeps first, until there may be news
     /// of it.
     fn ask(&mut self, idle: bool) -> io::Result<Wish> {
+        if !idle {
+            self.pace.keep();
+        }
         if !idle || self.wish() != Wish::GoOn {
             return Ok(self.wish());
         }

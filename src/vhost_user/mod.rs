@@ -36,6 +36,7 @@ mod handover;
 mod intercept;
 mod journal;
 mod message;
+mod pace;
 mod session;
 #[cfg(test)]
 mod tests;

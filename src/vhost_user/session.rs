@@ -31,10 +31,10 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 use thiserror::Error;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::mem::{DirtyLog, MapError, RegionMap, RegionSpec};
 use crate::ring::{LinkState, QueueEvents, Queues, Ring, RingAddress, RingError, feature};
+use crate::sys::call::Call;
 use crate::sys::fault::Alarm;
 use crate::sys::socket::{eventfd_to_signal, eventfd_to_watch};
 
@@ -434,10 +434,11 @@ impl Session {
         if index < rings { Ok(index) } else { Err(Refusal::NoSuchRing { index, rings }) }
     }
 
-    fn to_signal(&self, index: u32, file: Option<File>) -> Result<Option<EventFd>, Refusal> {
+    fn to_signal(&self, index: u32, file: Option<File>) -> Result<Option<Call>, Refusal> {
         let index = self.index(index)?;
         let event = file.map(eventfd_to_signal).transpose();
-        event.map_err(|error| Refusal::Descriptor { index, error })
+        let event = event.map_err(|error| Refusal::Descriptor { index, error })?;
+        Ok(event.map(|event| Call::new(event, Arc::clone(&self.alarm))))
     }
 
     /// Has a worker watch `kick` instead of what it watched for this ring.

@@ -8,9 +8,16 @@ use parking_lot::Mutex;
 
 use crate::port::{Kind, Port};
 use crate::ring::{LinkState, QueueEvents};
+use crate::sys::allowance::Allowance;
+use crate::sys::clock;
 use crate::sys::poller::Trigger;
 
 use super::{Order, Placement, Shared};
+
+/// What an announcement takes from a port's allowance, ns: ten a second for good ...
+const ANNOUNCEMENT: u64 = 100_000_000;
+/// ... and sixteen at once. QEMU makes five for a guest that moved.
+const ANNOUNCEMENTS: u64 = 16 * ANNOUNCEMENT;
 
 /// Translates the changes of one port's rings into registrations and orders.
 #[derive(Debug)]
@@ -23,6 +30,8 @@ pub struct PortEvents {
     kicks: Mutex<Vec<Option<OwnedFd>>>,
     /// A kick descriptor couldn't be watched, and it was said: a frontend could repeat it.
     complained: AtomicBool,
+    /// For announcements: each goes to all ports.
+    announcements: Allowance,
 }
 
 impl PortEvents {
@@ -34,6 +43,7 @@ impl PortEvents {
             port,
             kicks: Mutex::default(),
             complained: AtomicBool::new(false),
+            announcements: Allowance::new(ANNOUNCEMENTS, 1),
         }
     }
 
@@ -100,6 +110,12 @@ impl QueueEvents for PortEvents {
     }
 
     fn announce(&self, mac: [u8; 6]) {
+        let now = clock::now_ns();
+        if self.announcements.left(now) < ANNOUNCEMENT {
+            log::debug!("port {}: too many announcements: one left out", self.port.name);
+            return;
+        }
+        self.announcements.spend(now, ANNOUNCEMENT);
         if let Some(mailbox) = self.shared.mailboxes.first() {
             mailbox.send(Order::Announce { port: self.port.id, mac });
         }

@@ -6,6 +6,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use fakeguest::features::OFFLOADS;
 use fakeguest::frames::{Frame, mac};
 use fakeguest::memory::Region;
 use fakeguest::protocol::{Acks, Connection, NEED_REPLY, VERSION, code, region_bytes};
+use fakeguest::ring::make_blocking;
 use fakeguest::{Guest, Layout, Memory};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -36,7 +39,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let mut switch = Switch::builder().port("a").port("b").port("v").start();
+        Bench::with_args(&[])
+    }
+
+    fn with_args(args: &[&str]) -> Bench {
+        let mut switch = Switch::builder().port("a").port("b").port("v").args(args).start();
         switch.process().output_with("ready", 0, PATIENCE);
         let guest = |port: &str| Guest::builder(switch.socket(port)).attach().expect("a guest");
         let (a, b) = (guest("a"), guest("b"));
@@ -64,6 +71,19 @@ impl Bench {
         self.seed += 1;
         transfer((&mut self.a, 1), (&mut self.b, 2), self.seed);
         transfer((&mut self.b, 2), (&mut self.a, 1), self.seed);
+    }
+
+    /// The same, among announcements of somebody else's.
+    fn neighbours_beside_announcements(&mut self) {
+        for guest in [&mut self.a, &mut self.b] {
+            while guest.recv(0, Duration::ZERO).is_some() {}
+        }
+        self.seed += 1;
+        let frame = Frame::pattern(mac(2), mac(1), 60, self.seed);
+        self.a.send(0, &frame, &Layout::whole());
+        let got =
+            std::iter::from_fn(|| self.b.recv(0, PATIENCE)).find(|got| *got.bytes == frame.bytes);
+        assert!(got.is_some());
     }
 
     /// After an attack, the attacker gone: no trace, and a good guest can use the port.
@@ -671,4 +691,189 @@ fn a_dirty_log_that_is_cut_off_ends_its_own_port_only() {
     transfer((&mut bench.a, 1), (&mut guest, 3), 2);
     log.file().set_len(0).expect("a shorter file");
     loses_its_memory(bench, guest);
+}
+
+/// An eventfd as full as can be, and a thread that makes it block again and again.
+struct Trap {
+    event: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Trap {
+    fn new() -> Trap {
+        let event = Arc::new(EventFd::new(0).expect("an eventfd"));
+        event.write(u64::MAX - 1).expect("an empty counter");
+        let stop = Arc::new(AtomicBool::new(false));
+        let (shared, until) = (Arc::clone(&event), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                make_blocking(&shared);
+                std::thread::yield_now();
+            }
+        });
+        Trap { event, stop, thread: Some(thread) }
+    }
+
+    fn fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+}
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map(|thread| thread.join());
+    }
+}
+
+/// Whoever waits at the trap, a worker or the port's own thread, goes on, and the port has a guest
+/// again after a while.
+fn springs_the_trap(mut bench: Bench, mut guest: Guest, attack: impl Fn(&mut Bench, &mut Guest)) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !guest.connection().closed_within(Duration::from_millis(1)) {
+        assert!(std::time::Instant::now() < deadline, "nobody waited: the trap is none");
+        attack(&mut bench, &mut guest);
+        bench.neighbours();
+    }
+    bench.switch.process().output_with("was made to block while its counter was full", 0, PATIENCE);
+    drop(guest);
+    bench.recovers();
+    bench.end();
+}
+
+#[test]
+fn a_worker_that_a_call_descriptor_blocks_goes_on() {
+    let mut bench = Bench::new();
+    let mut guest = bench.guest();
+    transfer((&mut guest, 3), (&mut bench.a, 1), 1);
+    let trap = Trap::new();
+    guest.connection().set_vring_call(0, Some(trap.fd())).expect("sent");
+    springs_the_trap(bench, guest, |bench, guest| {
+        // The call is for the next frame behind those that were seen.
+        while guest.queue(0).rx.recv().is_some() {}
+        guest.ring(0).arm();
+        let frame = Frame::pattern(mac(3), mac(1), 60, 1);
+        bench.a.send(0, &frame, &Layout::whole());
+        assert!(bench.a.flush(0, PATIENCE), "the worker goes on");
+        // Without a guest that has the address, it is flooded.
+        while bench.b.recv(0, Duration::ZERO).is_some() {}
+    });
+}
+
+#[test]
+fn a_worker_that_an_error_descriptor_blocks_goes_on() {
+    let bench = Bench::new();
+    let guest = bench.guest();
+    let trap = Trap::new();
+    let connection = guest.connection();
+    connection.set_vring_err(1, Some(trap.fd())).expect("sent");
+    springs_the_trap(bench, guest, |_, guest| {
+        // The ring fails again and again.
+        let index = guest.ring(1).used_index();
+        guest.ring(1).split().write_avail_index(index.wrapping_add(0x4000));
+        guest.ring(1).kick_now();
+        let kick = guest.ring(1).signals().kick.as_raw_fd();
+        // Or it is closed already.
+        let _ = guest.connection().set_vring_kick(1, Some(kick));
+    });
+}
+
+#[test]
+fn a_port_s_own_thread_that_a_call_descriptor_blocks_goes_on() {
+    let mut bench = Bench::new();
+    let mut guest = bench.guest();
+    transfer((&mut guest, 3), (&mut bench.a, 1), 1);
+    let trap = Trap::new();
+    springs_the_trap(bench, guest, |_, guest| {
+        // Each new call descriptor of a running ring is called once, under the locks of all rings.
+        for _ in 0..100 {
+            let _ = guest.connection().set_vring_call(0, Some(trap.fd()));
+        }
+    });
+}
+
+#[test]
+fn frontends_that_use_up_all_descriptors_stop_nobody() {
+    // Limits can be set for a process of the same user.
+    let mut bench = Bench::with_args(&["--sandbox", "off"]);
+    let pid = bench.switch.process().pid();
+    let set = |most: usize| {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--pid={pid}")).arg(format!("--nofile={most}:"));
+        assert!(command.status().expect("prlimit, of util-linux").success());
+    };
+    let guest = bench.guest();
+    let before = holdings(pid).fds;
+    set(before + 20);
+    // Each region takes one; at some point the message comes without it.
+    let file = Memory::new(&[(0, 4096)]).expect("memory");
+    let region = |n: u64| {
+        let (guest_addr, user_addr) = ((1 << 40) + n * 8192, (1 << 50) + n * 8192);
+        Region { guest_addr, size: 4096, user_addr, file_offset: 0 }
+    };
+    let taken =
+        (0..100).take_while(|n| guest.connection().add_mem_reg(&region(*n), file.file()).is_ok());
+    let taken = taken.count();
+    assert!((5..=30).contains(&taken), "{taken} regions were taken");
+    assert!(guest.connection().closed_within(PATIENCE));
+    drop(guest);
+    bench.neighbours();
+    // With none left at all, nobody can connect; those who are there don't notice.
+    set(holdings(pid).fds);
+    let crowd: Vec<_> = (0..3).map(|_| bench.stranger()).collect();
+    bench.switch.process().output_with("cannot", 0, PATIENCE);
+    for _ in 0..5 {
+        bench.neighbours();
+    }
+    drop(crowd);
+    set(1024);
+    bench.recovers();
+    bench.end();
+}
+
+#[test]
+fn memory_beyond_all_measure_is_refused() {
+    let mut bench = Bench::new();
+    let guest = bench.guest();
+    let memory = Memory::new(&[(0, 20 << 40)]).expect("memory, none of which is there");
+    let file = memory.file();
+    let region = |n: u64, size| Region {
+        guest_addr: (n + 1) << 45,
+        size,
+        user_addr: (n + 1) << 45,
+        file_offset: 0,
+    };
+    let add = |region| {
+        let body = [vec![0; 8], region_bytes(&region).to_vec()].concat();
+        attack(&guest, code::ADD_MEM_REG, &body, &[file.as_raw_fd()])
+    };
+    assert_eq!(add(region(0, (16 << 40) + 4096)), End::Refused);
+    guest.connection().add_mem_reg(&region(1, 15 << 40), file).expect("as much as there is");
+    assert_eq!(add(region(2, 1 << 40)), End::Refused, "with what is there already");
+    drop(guest);
+    bench.recovers();
+    bench.end();
+}
+
+#[test]
+fn announcements_without_end_are_left_out() {
+    let mut bench = Bench::new();
+    let guest = bench.guest();
+    let before = bench.switch.statistics().port("v", "flooded_frames");
+    let start = std::time::Instant::now();
+    for _ in 0..50 {
+        for last in 0..20 {
+            guest.connection().send_rarp(mac(100 + last)).expect("sent");
+        }
+        bench.neighbours_beside_announcements();
+    }
+    guest.sync().expect("all were heard");
+    let announced = bench.switch.statistics().port("v", "flooded_frames") - before;
+    // Sixteen at once, ten a second.
+    let most = 16 + 10 * (start.elapsed().as_secs() + 1);
+    assert!((1..=most).contains(&announced), "{announced} announcements, {most} at most");
+    drop(guest);
+    bench.recovers();
+    bench.end();
 }

@@ -4,6 +4,7 @@
 //! ring, the buffer id in a packed one.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,13 @@ impl Signals {
     pub fn kick_now(&self) {
         self.kick.write(1).expect("an eventfd with room in its counter");
     }
+}
+
+/// Has writers to a full eventfd wait, whoever holds it: the flag is the open file's. For hostile
+/// tests.
+pub fn make_blocking(event: &EventFd) {
+    // SAFETY: F_SETFL takes an int, and `event` holds the descriptor open.
+    unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) };
 }
 
 /// The driver's side of one virtqueue.

@@ -169,7 +169,7 @@ fn run_with(fixture: &mut Fixture, data: &[u8]) {
     .expect("descriptors for a session");
     frontend.read_answers();
     drop(frontend);
-    for ring in queues.lock_all() {
+    for ring in queues.lock_all().iter() {
         assert!(!ring.is_running(), "a ring runs without a frontend");
         assert_eq!(ring.size(), 0, "a ring knows its size without a frontend");
     }

@@ -30,6 +30,9 @@ const DESC_BYTES: u64 = 64;
 const FRAME: std::ops::RangeInclusive<u64> = 14..=65_557;
 /// The most buffers of one frame.
 const MAX_BUFFERS: usize = 256;
+/// Those of a frame's buffers that may be as small as they like, and what each other one must hold.
+const SMALL_BUFFERS: usize = 4;
+const BUFFER_BYTES: usize = 256;
 
 /// What the ring says can't be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -486,7 +489,8 @@ impl Model {
         }
         let (mut count, mut space) = (0, 0);
         while space < need {
-            if count == MAX_BUFFERS || count == 1 && !self.layout.mergeable {
+            let most = MAX_BUFFERS.min(SMALL_BUFFERS + need / BUFFER_BYTES);
+            if count == most || count == 1 && !self.layout.mergeable {
                 return Err(true);
             }
             space += room(buffers.get(count).ok_or(false)?);

@@ -219,7 +219,7 @@ impl<'f> Run<'f> {
         let long = layout.size.is_multiple_of(2) || self.model.next.is_multiple_of(2);
         let log = if long { &self.fixture.log } else { &self.fixture.short_log };
         ring.set_log(Some(Arc::clone(log)));
-        ring.set_call(self.fixture.call.try_clone().ok());
+        ring.set_call(self.fixture.call.try_clone().ok().map(Into::into));
         ring.set_started();
         ring.set_enabled(true);
         self.fixture.memory.store(&self.image);
