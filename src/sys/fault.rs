@@ -9,10 +9,9 @@
 //! # Theory of operation
 //!
 //! [`guard()`] writes a mapping's range into a table of fixed size that never moves, because a signal
-//! handler may neither lock nor allocate. A range is valid while its `start` isn't 0; it is written
-//! last and taken back first. The handler reads `start` again behind the rest of the range: a slot
-//! that changed meanwhile was not the one it looks for, since nobody takes a guard back while
-//! anyone may access its mapping.
+//! handler may neither lock nor allocate. How the handler reads a slot while others change it is in
+//! `slot`. One that changed meanwhile was not the one it looks for, since nobody takes a guard back
+//! while anyone may access its mapping.
 
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -22,35 +21,23 @@ use std::sync::{Arc, Once};
 use parking_lot::Mutex;
 
 use super::poller::Waker;
+use super::slot::{Found, Slot};
 
 /// The most ranges at a time. Linux allows a process 65,530 mappings (vm.max_map_count).
 const SLOTS: usize = 1 << 16;
 
-static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
+static TABLE: [Slot<Alarm>; SLOTS] = [const {
+    Slot {
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        page: AtomicUsize::new(0),
+        owner: AtomicPtr::new(std::ptr::null_mut()),
+    }
+}; SLOTS];
 /// Slots from here on were never used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 /// The slots below `USED` that are free. Held by who adds and removes ranges.
 static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
-
-/// A guarded range.
-struct Slot {
-    start: AtomicUsize,
-    end: AtomicUsize,
-    /// Bytes of a page of the mapping.
-    page: AtomicUsize,
-    alarm: AtomicPtr<Alarm>,
-}
-
-impl Slot {
-    const fn new() -> Self {
-        Self {
-            start: AtomicUsize::new(0),
-            end: AtomicUsize::new(0),
-            page: AtomicUsize::new(0),
-            alarm: AtomicPtr::new(std::ptr::null_mut()),
-        }
-    }
-}
 
 /// Why an alarm rang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +96,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let mut free = FREE.lock();
         if let Some(slot) = TABLE.get(self.slot) {
-            slot.start.store(0, Release);
+            slot.clear();
         }
         free.push(self.slot);
     }
@@ -138,10 +125,8 @@ pub unsafe fn guard(
         USED.fetch_sub(1, Relaxed);
         return Err(io::Error::other("too many mappings of guest memory"));
     };
-    slot.end.store((start as usize).saturating_add(len), Relaxed);
-    slot.page.store(page, Relaxed);
-    slot.alarm.store(Arc::as_ptr(alarm).cast_mut(), Relaxed);
-    slot.start.store(start as usize, Release);
+    let end = (start as usize).saturating_add(len);
+    slot.put(start as usize, Found { end, page, owner: Arc::as_ptr(alarm).cast_mut() });
     Ok(Guard { slot: index, _alarm: Arc::clone(alarm) })
 }
 
@@ -179,11 +164,8 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
 fn replace(address: usize) -> bool {
     let slots = TABLE.iter().take(USED.load(Acquire));
     for slot in slots {
-        let start = slot.start.load(Acquire);
-        let (end, page) = (slot.end.load(Relaxed), slot.page.load(Relaxed));
-        let alarm = slot.alarm.load(Relaxed);
-        let is_ours = start != 0 && (start..end).contains(&address);
-        if !is_ours || slot.start.load(Acquire) != start || page == 0 {
+        let Some(Found { end, page, owner: alarm }) = slot.find(address) else { continue };
+        if page == 0 {
             continue;
         }
         let from = address - address % page;
