@@ -31,12 +31,10 @@
 //! moves it, as in any switch: filtering source addresses is a stage's job.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
-
-use parking_lot::Mutex;
 
 use crate::sys::prefetch;
+use crate::sys::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sys::sync::{AtomicU32, AtomicU64, Mutex};
 
 /// Entries of a bucket: as many as one cache line holds, with their times.
 const BUCKET_LEN: usize = 5;

@@ -1,11 +1,8 @@
 //! How control talks to a worker: orders that the worker takes between bursts.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
-
 use crate::frame::PortId;
 use crate::sys::poller::{Poller, Waker};
+use crate::sys::sync::{AtomicBool, Mutex, Ordering};
 
 /// What a worker is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +84,8 @@ impl Mailbox {
         if !self.pending.load(Ordering::Relaxed) {
             return None;
         }
-        let Some(mut orders) = self.orders.try_lock() else {
-            // Control is leaving one just now: the next round takes it, and its wake-up may be spent
-            // already, so that round must not sleep first.
-            self.wake();
-            return None;
-        };
+        // Busy: control is leaving one just now, and wakes us when it has.
+        let mut orders = self.orders.try_lock()?;
         self.pending.store(false, Ordering::Relaxed);
         Some(std::mem::take(&mut orders))
     }
