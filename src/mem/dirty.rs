@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use crate::sys::fault::{Alarm, Guard};
 
@@ -65,6 +65,9 @@ impl DirtyLog {
         if len == 0 {
             return;
         }
+        // What was written is seen before the mark is looked at: or the frontend may take the mark,
+        // and copy the page as it was, after we saw it and before it can see the bytes.
+        fence(Ordering::SeqCst);
         let last = addr.saturating_add(len - 1) >> PAGE_SHIFT;
         for page in (addr >> PAGE_SHIFT)..=last {
             if !self.mark_page(page) {
@@ -87,7 +90,6 @@ impl DirtyLog {
             AtomicU8::from_ptr(region.as_ptr().add(skip + byte))
         };
         if cell.load(Ordering::Relaxed) & bit == 0 {
-            // Release: the page's bytes are written before the bit is seen.
             cell.fetch_or(bit, Ordering::Release);
         }
         true
