@@ -61,10 +61,12 @@ class Control:
         """Waits until the guest serves commands, for at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         self.connect(deadline)
+        tokens = []
         while time.monotonic() < deadline:
-            token = self._ask("true", 5)
+            # A busy guest may answer to an earlier one.
+            tokens.append(self._ask("true", 5))
             try:
-                self._answer(token, time.monotonic() + PING_INTERVAL)
+                self._answer(tokens, time.monotonic() + PING_INTERVAL)
                 return
             except TimeoutError:
                 continue
@@ -80,7 +82,7 @@ class Control:
         limit = max(1, int(timeout))
         token = self._ask(command, limit)
         try:
-            return self._answer(token, time.monotonic() + limit + GRACE)
+            return self._answer([token], time.monotonic() + limit + GRACE)
         except TimeoutError as late:
             raise host.Problem(f"no answer to `{command}` within {limit} s") from late
 
@@ -93,13 +95,13 @@ class Control:
             raise host.Problem("the guest's QEMU ended") from gone
         return token
 
-    def _answer(self, token, deadline):
+    def _answer(self, tokens, deadline):
         while True:
             words = self._line(deadline).split()
             if len(words) != 4 or words[0] != "=" or not words[3].isdecimal():
                 continue
             output = self._bytes(int(words[3]), deadline)
-            if words[1] == token:
+            if words[1] in tokens:
                 return int(words[2]), output.decode(errors="replace")
 
     def _line(self, deadline):

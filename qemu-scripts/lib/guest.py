@@ -12,7 +12,7 @@ import qemu
 from control import Control
 
 # A guest under TCG boots in 3 s when it has a core to itself; tests share two cores among many.
-BOOT_SECONDS = 60
+BOOT_SECONDS = 120
 # sun_path of unix(7), less its final zero byte.
 SOCKET_PATH_MAX = 107
 
@@ -20,24 +20,25 @@ SOCKET_PATH_MAX = 107
 class Guest:
     """A guest in the background. `boot` waits for nothing; `wait_ready` comes after it."""
 
-    def __init__(self, settings, directory):
+    def __init__(self, settings, directory, stem=None):
         self.name = settings.name
         self.settings = settings
-        self._socket = pathlib.Path(directory, f"{settings.name}.control")
+        stem = stem or settings.name
+        self._socket = pathlib.Path(directory, f"{stem}.control")
         if len(str(self._socket)) > SOCKET_PATH_MAX:
             raise host.Problem(f"{self._socket}: too long a path for a socket (at most "
                                f"{SOCKET_PATH_MAX} bytes)")
-        self.console_log = pathlib.Path(directory, f"{settings.name}.console.log")
-        self.qemu_log = pathlib.Path(directory, f"{settings.name}.qemu.log")
+        self.console_log = pathlib.Path(directory, f"{stem}.console.log")
+        self.qemu_log = pathlib.Path(directory, f"{stem}.qemu.log")
         self._process = None
-        self._control = Control(self._socket, alive=lambda: self._process.poll() is None)
+        self._control = Control(self._socket, alive=self.is_alive)
 
     @classmethod
-    def boot(cls, settings, directory, prefix=(), made=None):
-        """Starts a guest whose logs and control socket go to `directory`; `prefix` is a command
-        that wraps QEMU's (`ip netns exec NAME`), `made` another Image than the usual one. Several
-        guests boot in parallel when each is awaited afterwards."""
-        guest = cls(settings, directory)
+    def boot(cls, settings, directory, prefix=(), made=None, stem=None):
+        """Starts a guest whose logs and control socket go to `directory`, named by `stem` if not as
+        the guest; `prefix` is a command that wraps QEMU's (`ip netns exec NAME`), `made` another
+        Image than the usual one. Several guests boot in parallel when each is awaited afterwards."""
+        guest = cls(settings, directory, stem)
         accelerator = accel.choose()
         serials = (f"file:{guest.console_log}", f"unix:{guest._socket},server=on,wait=off")
         argv = qemu.command_line(settings, made or image.make(), accelerator, serials)
@@ -48,6 +49,10 @@ class Guest:
     def pid(self):
         """The process id of the guest's QEMU."""
         return self._process.pid
+
+    def is_alive(self):
+        """Whether the guest's QEMU is still there."""
+        return self._process.poll() is None
 
     def wait_ready(self, timeout=BOOT_SECONDS):
         """Waits until the guest is up and takes commands."""

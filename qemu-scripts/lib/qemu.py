@@ -38,6 +38,7 @@ class Settings:
     device: str = ""  # further options of virtio-net-pci: "csum=off,guest_tso4=off"
     slots: int = 0  # for memory that is plugged in later
     qmp: str | None = None  # a socket for QEMU's commands
+    incoming: str | None = None  # it boots nothing and waits for a migration ("unix:PATH")
 
 
 def _network(settings, accelerator):
@@ -106,4 +107,5 @@ def command_line(settings, made, accelerator, serials):
         "-serial", serials[0], "-serial", serials[1],
         *(["-qmp", f"unix:{settings.qmp},server=on,wait=off"] if settings.qmp else []),
         *_network(settings, accelerator),
+        *(["-incoming", settings.incoming] if settings.incoming else []),
     ]

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import host
 
@@ -11,16 +12,27 @@ PATIENCE = 30
 class Qmp:
     """A connection to the socket that `Settings.qmp` names. One client at a time."""
 
-    def __init__(self, path):
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(PATIENCE)
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            raise host.Problem(f"no QMP socket at {path}: {error}") from error
+    def __init__(self, path, alive=lambda: True):
+        """Waits until QEMU has made the socket, as long as it is `alive`."""
+        self._socket = self._connect(str(path), alive)
         self._lines = self._socket.makefile("r", encoding="utf-8")
         self._lines.readline()  # the greeting
         self.run("qmp_capabilities")
+
+    @staticmethod
+    def _connect(path, alive):
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(PATIENCE)
+            try:
+                connection.connect(path)
+                return connection
+            except OSError as error:
+                connection.close()
+                if not alive() or time.monotonic() > deadline:
+                    raise host.Problem(f"no QMP socket at {path}: {error}") from error
+                time.sleep(0.02)
 
     def run(self, command, **arguments):
         """Runs a command and returns its answer; what QEMU refuses is a Problem."""

@@ -14,6 +14,7 @@ mod house;
 mod layouts;
 mod leaks;
 mod lifecycle;
+mod migration;
 mod offload;
 mod queues;
 mod rewriting;

@@ -29,7 +29,7 @@ class Event:
 
     key: str
     label: str  # for the table
-    run: Callable
+    run: Callable | None  # None: it needs other networks than the testbeds
     tcp: bool  # a TCP stream of vm1 survives it
     peers: bool  # it is measured with other switches too
 
@@ -130,6 +130,10 @@ def reboot(bed):
     guest.run("(sleep 0.1; reboot -f) >/dev/null 2>&1 &")
     time.sleep(0.5)
     guest.wait_ready(BOOT_PATIENCE)
+
+
+# To a switch on another host: `qemu-scripts/migrate` in numbers.
+ALL["migration"] = Event("migration", "guest migrated to another host", None, tcp=False, peers=False)
 
 
 def chosen(text):
