@@ -32,6 +32,10 @@ use super::format::{
 use super::vring::{RingAddress, RingError};
 use super::{MAX_CHAIN, feature};
 
+mod resume;
+
+use resume::SIGNATURE;
+
 /// Equals the driver's wrap counter in an available descriptor.
 const DESC_F_AVAIL: u16 = 1 << 7;
 /// Equals the device's wrap counter in a used descriptor.
@@ -123,8 +127,8 @@ pub struct PackedRing {
 unsafe impl Send for PackedRing {}
 
 impl PackedRing {
-    /// Locates a ring of `size` slots that begins at `base`, the position that the frontend gives:
-    /// unlike a split ring, a packed one doesn't tell in guest memory where its device was.
+    /// Locates a ring of `size` slots that begins at `base`, the position that the frontend gives.
+    /// [`Self::resume`] finds a better one where the frontend can't know it.
     ///
     /// The lower half of `base` counts. The upper one is where the device's completions are, which
     /// for us is the same; DPDK's virtio-user leaves it out.
@@ -380,6 +384,9 @@ impl Format for PackedRing {
         let wrap = if self.next.wrap { DESC_F_AVAIL | DESC_F_USED } else { 0 };
         let flags = wrap | if written > 0 { DESC_F_WRITE } else { 0 };
         let word = u64::from(flags) << 48 | u64::from(head.id()) << 32 | u64::from(written);
+        if head.slots() > 1 {
+            self.mark_skipped(head);
+        }
         let used = Used { slot: self.next.index, word };
         match self.shadow.get_mut(self.shadowed) {
             Some(place) => *place = used,
@@ -439,7 +446,7 @@ impl Format for PackedRing {
 
     fn suppress_kicks(&mut self, log: Option<&DirtyLog>) {
         self.kicks_wanted = Some(false);
-        self.write_device_event(EVENT_F_DISABLE, 0, log);
+        self.write_device_event(EVENT_F_DISABLE, SIGNATURE, log);
     }
 
     fn request_kicks(&mut self, log: Option<&DirtyLog>) {
@@ -447,7 +454,7 @@ impl Format for PackedRing {
         if self.event_idx {
             self.write_device_event(EVENT_F_DESC, self.next.to_bits(), log);
         } else {
-            self.write_device_event(0, 0, log);
+            self.write_device_event(0, SIGNATURE, log);
         }
         // The request is seen before the slot is read again.
         fence(Ordering::SeqCst);

@@ -124,6 +124,8 @@ pub struct Ring {
     address: Option<RingAddress>,
     /// The position while the ring isn't live, as GET_VRING_BASE tells it; None: the first one.
     base: Option<u32>,
+    /// The frontend gave the position, and it isn't the one that this ring stopped at.
+    base_is_told: bool,
     /// SET_VRING_KICK came: the frontend started the ring.
     started: bool,
     enabled: bool,
@@ -184,15 +186,24 @@ impl Ring {
         if !self.is_packed() && base > u32::from(u16::MAX) {
             return Err(RingError::Base(base));
         }
+        self.base_is_told |= self.base != Some(base);
         self.base = Some(base);
         Ok(())
     }
 
     /// Stops the ring (GET_VRING_BASE) and returns its position.
     pub fn stop(&mut self) -> u32 {
-        self.retire();
+        self.retire_in_order();
         self.started = false;
         self.position()
+    }
+
+    /// Ends the live part, and leaves it to the base to tell where that was.
+    fn retire_in_order(&mut self) {
+        if let Some(Live::Packed(live)) = &mut self.live {
+            live.ring.unsign(live.log.as_deref());
+        }
+        self.retire();
     }
 
     /// Takes the ring out of work until [`Self::start_if_ready`], and tells its state.
@@ -202,7 +213,7 @@ impl Ring {
     /// The process is out of descriptors.
     pub fn suspend(&mut self) -> std::io::Result<RingState> {
         let ran = self.live.is_some();
-        self.retire();
+        self.retire_in_order();
         let copy = |call: &Option<Call>| call.as_ref().map(Call::event).transpose();
         Ok(RingState {
             size: self.size,
@@ -292,7 +303,12 @@ impl Ring {
         }
         self.live = Some(if self.is_packed() {
             let ring = PackedRing::locate(mem, size, address, self.features, self.base)?;
-            Live::Packed(self.live_ring(mem, ring))
+            let mut live = self.live_ring(mem, ring);
+            if self.base_is_told {
+                live.ring.resume(live.log.as_deref());
+            }
+            live.ring.sign(live.log.as_deref());
+            Live::Packed(live)
         } else {
             let ring = SplitRing::locate(mem, size, address, self.features)?;
             Live::Split(self.live_ring(mem, ring))
@@ -411,6 +427,7 @@ impl Ring {
         self.publish();
         if let Some(live) = self.live.take() {
             self.base = Some(with_live!(&live, live => live.ring.base()));
+            self.base_is_told = false;
         }
     }
 }

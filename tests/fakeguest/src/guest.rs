@@ -37,6 +37,8 @@ pub struct Guest {
     listener: Option<UnixListener>,
     pub(crate) memory: Arc<Memory>,
     pub(crate) queues: Vec<QueuePair>,
+    /// Where the device was said to be when its rings were stopped last; None: never.
+    pub(crate) stopped_at: Vec<Option<u32>>,
     pub(crate) offered: u64,
     pub(crate) features: u64,
     pub(crate) protocol_features: u64,
@@ -68,12 +70,14 @@ impl Guest {
         queues: Vec<QueuePair>,
     ) -> Guest {
         let (offered, features, protocol_features) = (0, 0, 0);
+        let stopped_at = vec![None; 2 * queues.len()];
         Guest {
             connection,
             settings,
             listener,
             memory,
             queues,
+            stopped_at,
             offered,
             features,
             protocol_features,
@@ -217,7 +221,10 @@ impl Guest {
 
     /// Stops all rings in order (GET_VRING_BASE); returns their bases.
     pub fn stop(&mut self) -> io::Result<Vec<u32>> {
-        (0..2 * self.queues.len()).map(|ring| self.connection.get_vring_base(ring as u32)).collect()
+        for (ring, stopped_at) in self.stopped_at.iter_mut().enumerate() {
+            *stopped_at = Some(self.connection.get_vring_base(ring as u32)?);
+        }
+        Ok(self.stopped_at.iter().copied().flatten().collect())
     }
 
     /// Brings the device up again over the same connection after RESET_DEVICE or a device status of
@@ -238,7 +245,8 @@ impl Guest {
     }
 
     /// Loses the connection and attaches again with rings and memory as they are: the VMM's view
-    /// of a backend that restarts.
+    /// of a backend that restarts. It doesn't know where a packed ring's device was, and says where
+    /// that was stopped last, or that it begins: as QEMU does.
     pub fn reconnect(&mut self) -> io::Result<()> {
         // Both ends must not be busy at once: a backend may serve one frontend only.
         let _ = self.connection.stream().shutdown(std::net::Shutdown::Both);

@@ -348,6 +348,9 @@ impl PackedRing {
         self.popped.wrapping_add(self.ready())
     }
 
+    /// The vring base of a ring that was never used.
+    pub const START: u32 = 0x8000_8000;
+
     /// Where the device goes on: the vring base of a frontend that knows it.
     pub fn base(&self) -> u32 {
         let mut at = self.next_used;

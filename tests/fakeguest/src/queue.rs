@@ -94,6 +94,8 @@ pub struct RxQueue {
     /// Used chains of one burst.
     used: Vec<Used>,
     automatic: bool,
+    /// Buffers that came back without a frame, if they may.
+    empty: Option<u64>,
     mergeable: bool,
     header_len: usize,
 }
@@ -129,9 +131,21 @@ impl RxQueue {
             idle,
             used,
             automatic,
+            empty: None,
             mergeable,
             header_len,
         }
+    }
+
+    /// Counts buffers that come back without a frame from now on, as Linux does. Otherwise they are
+    /// a panic.
+    pub fn accept_empty(&mut self) {
+        self.empty.get_or_insert(0);
+    }
+
+    /// How many buffers came back without a frame.
+    pub fn empty(&self) -> u64 {
+        self.empty.unwrap_or(0)
     }
 
     pub(crate) fn set_format(&mut self, mergeable: bool, header_len: usize) {
@@ -174,7 +188,15 @@ impl RxQueue {
 
     /// The next frame, if one is there. Panics if the device's header and used entries disagree.
     pub fn recv(&mut self) -> Option<Received> {
-        let first = self.ring.pop()?;
+        let mut first = self.ring.pop()?;
+        while let (0, Some(empty)) = (first.len, &mut self.empty) {
+            *empty += 1;
+            self.idle.push(first.head);
+            if self.automatic {
+                self.post(1);
+            }
+            first = self.ring.pop()?;
+        }
         let mut bytes = self.take(first.head, first.len);
         let buffers_used = self.buffers_of(&bytes);
         for buffer in 1..buffers_used {

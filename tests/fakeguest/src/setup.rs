@@ -14,6 +14,7 @@ use crate::features::{self, protocol};
 use crate::guest::{Guest, QueuePair};
 use crate::layout::Layout;
 use crate::memory::Memory;
+use crate::packed::PackedRing;
 use crate::protocol::{Acks, Connection, VRING_LOG, VringAddr};
 use crate::queue::{RxQueue, TxQueue, slots_footprint};
 use crate::ring::Ring;
@@ -336,7 +337,11 @@ impl Guest {
             let (ring, at) = (self.ring(index), index as u32);
             let signals = ring.signals();
             connection.set_vring_num(at, ring.size().into())?;
-            connection.set_vring_base(at, ring.base())?;
+            let base = match ring {
+                Ring::Split(ring) => ring.used_index().into(),
+                Ring::Packed(_) => self.stopped_at[index].unwrap_or(PackedRing::START),
+            };
+            connection.set_vring_base(at, base)?;
             connection.set_vring_addr(at, vring_addr(&self.memory, ring, false))?;
             connection.set_vring_kick(at, Some(signals.kick.as_raw_fd()))?;
             connection.set_vring_call(at, Some(signals.call.as_raw_fd()))?;
