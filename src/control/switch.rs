@@ -102,9 +102,8 @@ impl Switch {
     }
 
     fn end(&mut self) {
-        // Protocol threads first: they reset the rings, and guests see an orderly end.
-        self.endpoints.values().for_each(Endpoint::begin_to_stop);
-        self.endpoints.clear();
+        // Workers first: what guests still send waits in their rings for the next switch. A port that
+        // ended before the others would have it dropped.
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.gate.open();
         self.shared.mailboxes.iter().for_each(|mailbox| mailbox.wake());
@@ -114,6 +113,9 @@ impl Switch {
                 log::error!("a worker ended by a panic: please report it");
             }
         }
+        // They reset the rings, and guests see an orderly end.
+        self.endpoints.values().for_each(Endpoint::begin_to_stop);
+        self.endpoints.clear();
     }
 
     /// The ports: what each is to another process, itself, and its socket if it has one.

@@ -2,14 +2,12 @@
 //!
 //! Booting takes seconds under emulation, so each test boots once and looks at several things.
 
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::machines::{self, Lan, Station, machines};
+use crate::support::machines::{Lan, Station, machines};
 use crate::support::proc::cpu_time;
-use crate::support::switch::{Statistics, Switch};
-use crate::support::wait_for;
+use crate::support::switch::Statistics;
 
 const A: Station = Station::Guest(0);
 const B: Station = Station::Guest(1);
@@ -259,58 +257,4 @@ fn received_by_queue(lan: &mut Lan, at: Station) -> Vec<u64> {
         .map(|line| line.rsplit_once(": ").and_then(|(_, count)| count.parse().ok()))
         .collect::<Option<Vec<u64>>>()
         .unwrap_or_else(|| panic!("no counts: {text}"))
-}
-
-#[test]
-fn guests_of_either_role_survive_a_restart_of_the_switch() {
-    let _alone = machines();
-    let dir = tempfile::tempdir().expect("a directory");
-    let socket = |name: &str| dir.path().join(name);
-    let (listening, connecting) = (socket("a.sock"), socket("b.sock"));
-    let port = |name: &str, socket: &Path, role: &str| {
-        let socket = socket.display();
-        format!(
-            "[[port]]\nname = \"{name}\"\ntype = \"vhost-user\"\nsocket = \"{socket}\"\n\
-             role = \"{role}\"\n"
-        )
-    };
-    let config = dir.path().join("ringswitch.toml");
-    // QEMU is root's, and so is its socket.
-    let ports = port("vm0", &listening, "server") + &port("vm1", &connecting, "client");
-    let text = format!("[sandbox]\nuser = \"root\"\n{ports}");
-    std::fs::write(&config, text).expect("a file");
-    let arguments = ["--config", config.to_str().expect("a path in ASCII")];
-    let start = || {
-        let mut switch = Switch::builder().args(&arguments).start();
-        switch.process().output_with("ready", 0, Duration::from_secs(60));
-        switch
-    };
-
-    let mut switch = start();
-    let (mut a, mut b) = thread::scope(|scope| {
-        // QEMU as a server holds its machine back until the switch has connected.
-        let b = scope.spawn(|| machines::boot(1, &connecting, &["--vhost-mode", "server"]));
-        (machines::boot(0, &listening, &[]), b.join().expect("a guest that boots"))
-    });
-    for round in 0..3 {
-        // Whoever lost the other tries again in its own time: once all are there, none may fail.
-        let line = |to: Station| format!("ping -q -c 10 -i 0.02 -W 10 {}", to.ip4());
-        let limit = Duration::from_secs(60);
-        wait_for("echo after a restart", limit, || {
-            (a.try_run("ping -c 1 -W 1 10.0.0.2", limit).0 == 0).then_some(())
-        });
-        for (guest, to) in [(&mut a, B), (&mut b, A)] {
-            let output = guest.run(&line(to), limit);
-            assert!(output.contains("10 packets received, 0% packet loss"), "{round}: {output}");
-        }
-        let statistics = switch.statistics();
-        for port in ["vm0", "vm1"] {
-            assert!(statistics.port(port, "ingress_frames") >= 20, "{round}: {statistics:?}");
-        }
-        switch.stop();
-        assert!(!listening.exists(), "the switch leaves its socket behind");
-        assert!(connecting.exists(), "the switch removes QEMU's socket");
-        switch = start();
-    }
-    switch.stop();
 }

@@ -8,6 +8,7 @@
 mod cli;
 mod cloud_hypervisor;
 mod dirty_log;
+mod events;
 mod guests;
 mod hostile;
 mod house;
@@ -17,6 +18,7 @@ mod lifecycle;
 mod migration;
 mod offload;
 mod queues;
+mod restarts;
 mod rewriting;
 mod rings;
 mod sandbox;

@@ -134,6 +134,11 @@ impl Lan {
         &mut self.guests[index]
     }
 
+    /// Two guests, the first one first.
+    pub fn pair(&mut self, first: usize, second: usize) -> [&mut QemuGuest; 2] {
+        self.guests.get_disjoint_mut([first, second]).expect("two guests")
+    }
+
     /// Kills the QEMU of a guest, as a crash would.
     pub fn kill(&mut self, index: usize) {
         self.guests[index].process().kill();
@@ -237,6 +242,11 @@ impl Lan {
         let path = format!("{}/{name}", self.files_at(at));
         let make = format!("dd if=/dev/urandom of={path} bs=1M count={mib} 2>/dev/null");
         digest(&self.run_for(at, &format!("{make} && sha256sum {path}"), limit))
+    }
+
+    /// Adds a file of this machine's to those that the host serves.
+    pub fn add_file(&mut self, name: &str, path: &str) {
+        std::fs::copy(path, self.dir.path().join(name)).expect("room for a copy");
     }
 
     /// Fetches a file from a station over TCP; returns its SHA-256 as it arrived.

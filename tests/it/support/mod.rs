@@ -10,6 +10,7 @@ pub mod netns;
 pub mod precopy;
 pub mod proc;
 pub mod qemu;
+pub mod stream;
 pub mod switch;
 pub mod testpmd;
 

@@ -1,9 +1,9 @@
 //! A real Linux guest in QEMU, booted by `qemu-scripts/guest` and commanded over its control
 //! socket (the protocol is described in `qemu-scripts/lib/control.py`).
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ pub struct QemuGuest {
     process: Process,
     control: UnixStream,
     received: Vec<u8>,
+    qmp: PathBuf,
     _dir: tempfile::TempDir,
 }
 
@@ -29,19 +30,29 @@ impl QemuGuest {
     /// commands. `options` are those of `qemu-scripts/guest`, such as `--ip 10.0.0.1/24`.
     pub fn boot(name: &str, socket: &Path, options: &[&str]) -> QemuGuest {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("control");
+        let (path, qmp) = (dir.path().join("control"), dir.path().join("qmp"));
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/qemu-scripts/guest");
         let mut command = Command::new(script);
-        command.arg(name).arg(socket).arg("--control").arg(&path).args(options);
+        command.arg(name).arg(socket).arg("--control").arg(&path).arg("--qmp").arg(&qmp);
+        command.args(options);
         let mut process = Process::start(name, command, &dir.path().join("log"));
         let control = wait_for("control socket of the guest", BOOT, || {
             let ended = process.ended();
             assert!(ended.is_none(), "{name}: QEMU ended at once: {ended:?}");
             UnixStream::connect(&path).ok()
         });
-        let mut guest = QemuGuest { process, control, received: Vec::new(), _dir: dir };
-        wait_for("guest that answers", BOOT, || guest.probe("true"));
+        let mut guest = QemuGuest { process, control, received: Vec::new(), qmp, _dir: dir };
+        guest.wait_for_boot("");
         guest
+    }
+
+    /// Waits until the guest answers, and its kernel's boot is another one than `before`. Returns
+    /// the kernel's name for it.
+    pub fn wait_for_boot(&mut self, before: &str) -> String {
+        wait_for("guest that answers", BOOT, || {
+            let (code, boot) = self.probe("cat /proc/sys/kernel/random/boot_id")?;
+            (code == 0 && boot != before).then_some(boot)
+        })
     }
 
     /// Runs a short command line in the guest, if it answers at once: its exit code and output.
@@ -52,12 +63,31 @@ impl QemuGuest {
 
     /// Resets the machine, as its button does, and waits until it takes commands again.
     pub fn reset(&mut self) {
-        const ID: &str = "cat /proc/sys/kernel/random/boot_id";
-        let before = self.run(ID, GRACE);
+        let before = self.wait_for_boot("");
         self.send("echo b >/proc/sysrq-trigger", 5);
-        wait_for("guest after its reset", BOOT, || {
-            self.probe(ID).filter(|(code, now)| *code == 0 && *now != before)
-        });
+        self.wait_for_boot(&before);
+    }
+
+    /// Has QEMU do a QMP command; `arguments` is a JSON object. Panics if it refuses.
+    pub fn qmp(&self, command: &str, arguments: &str) -> String {
+        let mut socket = UnixStream::connect(&self.qmp).expect("QEMU's socket for commands");
+        socket.set_read_timeout(Some(BOOT)).expect("a time limit");
+        let mut lines = BufReader::new(socket.try_clone().expect("a second handle")).lines();
+        lines.next().expect("a greeting").expect("a line");
+        let mut ask = |command: &str, arguments: &str| {
+            let line = format!("{{\"execute\": \"{command}\", \"arguments\": {arguments}}}\n");
+            socket.write_all(line.as_bytes()).expect("QEMU is alive");
+            // Events come in between.
+            let answer = lines
+                .by_ref()
+                .map(|line| line.expect("a line"))
+                .find(|line| line.starts_with("{\"return\"") || line.starts_with("{\"error\""));
+            let answer = answer.expect("an answer");
+            assert!(answer.starts_with("{\"return\""), "{command} {arguments}: {answer}");
+            answer
+        };
+        ask("qmp_capabilities", "{}");
+        ask(command, arguments)
     }
 
     /// The process of its QEMU.

@@ -21,6 +21,7 @@ pub const USER: u32 = 65534;
 #[derive(Debug, Default)]
 pub struct Builder<'a> {
     ports: Vec<String>,
+    dialled: Vec<String>,
     uplink: Option<String>,
     netns: Option<&'a Netns>,
     settings: Option<String>,
@@ -45,6 +46,15 @@ impl<'a> Builder<'a> {
     /// A vhost-user port that listens on a socket of its own.
     pub fn port(mut self, name: &str) -> Self {
         self.ports.push(name.to_owned());
+        self
+    }
+
+    /// A vhost-user port that connects to the frontend's socket, which [`Switch::socket`] names. From
+    /// a configuration file: see [`Builder::settings`], which comes before.
+    pub fn dialled_port(mut self, name: &str) -> Self {
+        self.dialled.push(name.to_owned());
+        // QEMU is root's here, and so is its socket.
+        self.settings.get_or_insert_with(|| "[sandbox]\nuser = \"root\"\n".to_owned());
         self
     }
 
@@ -75,7 +85,12 @@ impl<'a> Builder<'a> {
 
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Switch {
-        let dir = directory();
+        let dir = if self.dialled.is_empty() {
+            directory()
+        } else {
+            // The user stays root: see `dialled_port`.
+            tempfile::tempdir().expect("a directory")
+        };
         let binary = env!("CARGO_BIN_EXE_ringswitch");
         let mut command = match self.netns {
             Some(netns) => netns.command(binary),
@@ -119,14 +134,16 @@ impl<'a> Builder<'a> {
 
     /// The vhost-user ports as tables of a configuration file.
     fn port_tables(&self, dir: &Path) -> String {
-        let table = |name: &String| {
+        let table = |(name, role): (&String, &str)| {
             let socket = socket_in(dir, name);
             format!(
-                "\n[[port]]\nname = \"{name}\"\ntype = \"vhost-user\"\nsocket = \"{}\"\n",
+                "\n[[port]]\nname = \"{name}\"\ntype = \"vhost-user\"\nsocket = \"{}\"\n\
+                 role = \"{role}\"\n",
                 socket.display()
             )
         };
-        self.ports.iter().map(table).collect()
+        let listening = self.ports.iter().map(|name| (name, "server"));
+        listening.chain(self.dialled.iter().map(|name| (name, "client"))).map(table).collect()
     }
 }
 
@@ -134,6 +151,7 @@ impl<'a> Builder<'a> {
 #[derive(Debug)]
 pub struct Switch {
     process: Process,
+    /// Those that listen.
     ports: Vec<String>,
     /// Program and arguments that it was started with.
     line: Vec<OsString>,
@@ -284,12 +302,28 @@ impl Switch {
         self.wait_until_ready(from);
     }
 
+    /// Waits until it is ready, by what its log says behind the first `from` bytes.
     fn wait_until_ready(&mut self, from: usize) {
         // Sockets are there before the threads that serve them.
         self.process.output_with("ready: ", from, PATIENCE);
         for port in &self.ports {
             assert!(self.socket(port).exists(), "no socket for port {port}");
         }
+    }
+
+    /// Ends it by this signal and starts it again, with the same sockets.
+    pub fn restart(&mut self, signal: &str) {
+        self.end(signal);
+        self.start_again();
+    }
+
+    /// Ends it by this signal: in order by TERM, in the middle of whatever it does by KILL.
+    pub fn end(&mut self, signal: &str) {
+        self.process.signal(signal);
+        let status = self.process.wait(PATIENCE);
+        assert!(status.success() || signal == "KILL", "the switch ended with {status}");
+        let log = self.process.output();
+        assert!(!log.contains("panicked"), "the switch panicked:\n{log}");
     }
 
     /// Its statistics now.
