@@ -16,6 +16,8 @@ pub const AVAIL: u16 = 1 << 7;
 /// See [`AVAIL`].
 pub const USED: u16 = 1 << 15;
 
+/// What the device writes where an event's position would be, if it asks for none.
+const SIGNATURE: [u8; 2] = [0x57, 0x52];
 /// The longest chain.
 const MAX_CHAIN: usize = 1024;
 /// The most segments of one frame.
@@ -391,6 +393,14 @@ impl Model {
             bytes[4..6].copy_from_slice(&id.to_le_bytes());
             bytes[6..].copy_from_slice(&flags.to_le_bytes());
             self.unpublished.push((self.next, bytes));
+            // The slots that the driver skips are marked, at once.
+            for ahead in 1..slots {
+                let (index, wrap) = self.plus(ahead);
+                let flags = if wrap { AVAIL | USED } else { 0 };
+                let halves = [id.to_le_bytes(), flags.to_le_bytes()].concat();
+                image.write(self.slot(index) + 8, &u32::MAX.to_le_bytes());
+                image.write(self.slot(index) + 12, &halves);
+            }
         } else {
             let entry = u64::from(self.next % self.layout.size);
             image.write(self.layout.used + 4 + 8 * entry, &u32::from(id).to_le_bytes());
@@ -444,6 +454,15 @@ impl Model {
         }
     }
 
+    /// An orderly stop takes the device's signature away.
+    pub fn stop(&self, image: &mut Image) {
+        let used = self.layout.used;
+        let flags = image.u16(used + 2) & 3;
+        if self.layout.packed && flags != 2 && image.u16(used) == u16::from_le_bytes(SIGNATURE) {
+            image.write(used, &[0, 0, flags as u8, 0]);
+        }
+    }
+
     /// Asks for kicks, or not to have any. Whether the device must look at the ring again.
     pub fn want_kicks(&mut self, image: &mut Image, wanted: bool) -> bool {
         let Layout { packed, size, used, event_idx, .. } = self.layout;
@@ -454,7 +473,7 @@ impl Model {
                     image.write(used, &position.to_le_bytes());
                     image.write(used + 2, &2u16.to_le_bytes());
                 }
-                (true, _) => image.write(used, &[0, 0, u8::from(!wanted), 0]),
+                (true, _) => image.write(used, &[SIGNATURE[0], SIGNATURE[1], u8::from(!wanted), 0]),
                 (false, true) if event_idx => {
                     image.write(used + 4 + 8 * u64::from(size), &position.to_le_bytes());
                 }

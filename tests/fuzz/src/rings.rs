@@ -194,7 +194,11 @@ impl<'f> Run<'f> {
             entangled: false,
             frames: 0,
         };
-        run.set_up(next, wrap).then_some(run)
+        let runs = run.set_up(next, wrap);
+        if packed {
+            (run.avail, run.wrap) = (run.model.next, run.model.wrap);
+        }
+        runs.then_some(run)
     }
 
     /// Gives the ring what it needs to run. Returns whether it can, which the model knows as well.
@@ -229,6 +233,12 @@ impl<'f> Run<'f> {
         let aligned = areas.iter().zip(aligns).all(|(area, align)| area % align == 0);
         let can = areas.into_iter().zip(layout.lengths()).all(fits) && aligned;
         assert_eq!(ring.start_if_ready().ok(), can.then_some(true), "{layout:x?}");
+        if can && layout.packed {
+            // It may have found a better position (`ring::packed::resume`), and has signed.
+            self.image = self.fixture.memory.load();
+            let base = self.ring.position() as u16;
+            self.model = Model::new(layout, base & 0x7fff, base >> 15 != 0);
+        }
         can
     }
 
@@ -277,7 +287,11 @@ impl<'f> Run<'f> {
     fn finish(&mut self) {
         if self.role != Role::HostileReceive {
             self.fixture.memory.store(&self.image);
+            let runs = self.ring.is_running();
             assert_eq!(self.ring.stop(), self.model.base(), "the position");
+            if runs {
+                self.model.stop(&mut self.image);
+            }
             self.compare("at the end", &[]);
         }
         let mut bytes = [0; 4096];
@@ -596,6 +610,7 @@ impl<'f> Run<'f> {
             return false;
         }
         assert_eq!(base, self.model.base(), "the position");
+        self.model.stop(&mut self.image);
         self.compare("after a stop", &[]);
         let negotiable = [feature::EVENT_IDX, feature::LOG_ALL, feature::MRG_RXBUF];
         for (bit, feature) in negotiable.into_iter().enumerate() {
