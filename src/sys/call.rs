@@ -193,8 +193,8 @@ impl Watch {
         // SAFETY: an all-zero sigaction is a valid value of this plain C struct.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_signal as *const () as usize;
-        // Without SA_RESTART: what the signal ends stays ended.
-        action.sa_flags = libc::SA_ONSTACK;
+        // Without SA_RESTART: what the signal ends stays ended. Without SA_ONSTACK: see `fault`.
+        action.sa_flags = 0;
         // SAFETY: the action is valid, and its handler does nothing.
         let result = unsafe { libc::sigaction(SIGNAL, &raw const action, std::ptr::null_mut()) };
         if result != 0 {

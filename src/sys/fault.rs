@@ -137,8 +137,10 @@ pub fn install() {
         // SAFETY: an all-zero sigaction is a valid value of this plain C struct.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_sigbus as *const () as usize;
-        // On the alternate stack, where the thread has one: its own may be small.
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // Not on the alternate stack: it has 8 KiB, of which a frame with all vector registers takes
+        // half, and a second signal meanwhile would end the process. The smallest of our stacks has
+        // 256 KiB.
+        action.sa_flags = libc::SA_SIGINFO;
         // SAFETY: the action is valid, and its handler only does what a handler may.
         let result =
             unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) };

@@ -5,6 +5,7 @@
 //! way out when the orderly end hangs. SIGPIPE stays ignored (the Rust runtime does that).
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -27,7 +28,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers; they stay for the life of the process.
+    /// Installs the handlers; they stay for the life of the process. The signals wait until the
+    /// first [`Self::wait`], and are taken by the thread that calls it.
     ///
     /// # Errors
     /// The error of `sigaction(2)` or `socketpair(2)`: out of descriptors.
@@ -39,7 +41,10 @@ impl Signals {
             flag::register_conditional_shutdown(signal, status, Arc::clone(&terminating))?;
             flag::register(signal, Arc::clone(&terminating))?;
         }
-        let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+        let signals = signal_hook::iterator::Signals::new(SIGNALS)?;
+        // Threads that are started from now on inherit this: the handlers are the main thread's, and
+        // make a system call that others may not.
+        mask(libc::SIG_BLOCK)?;
         Ok(Self { signals })
     }
 
@@ -51,12 +56,31 @@ impl Signals {
     /// Sleeps until a signal asks for something. Signals that came since the last call count;
     /// several of one kind may be one event.
     pub fn wait(&mut self) -> Event {
+        // It can't fail: the set and the request are valid ones.
+        let _ = mask(libc::SIG_UNBLOCK);
         match self.signals.forever().next() {
             Some(SIGUSR1) => Event::DumpStatistics,
             // The iterator ends when an `Ender` closed it.
             _ => Event::Terminate,
         }
     }
+}
+
+/// The signals that are handled.
+const SIGNALS: [libc::c_int; 3] = [SIGTERM, SIGINT, SIGUSR1];
+
+/// Blocks the signals for this thread, or lets them through.
+fn mask(how: libc::c_int) -> io::Result<()> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset writes the whole set, which the other calls then read and change.
+    let result = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in SIGNALS {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
 
 /// Ends [`Signals::wait`].

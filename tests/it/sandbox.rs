@@ -108,6 +108,9 @@ fn each_thread_has_given_up_its_rights() {
         assert_eq!(status.get("CapPrm"), permitted, "{name}");
         assert_eq!(status.get("NoNewPrivs"), "1", "{name}");
         assert_eq!(status.get("Seccomp_filters"), "1", "{name}");
+        // SIGTERM, SIGUSR1 and SIGINT: their handlers make a call that others may not.
+        let blocked = u64::from_str_radix(status.get("SigBlk"), 16).expect("a set") & 0x4202;
+        assert_eq!(blocked, if name == "ringswitch" { 0 } else { 0x4202 }, "{name}");
     }
     switch.stop();
 }

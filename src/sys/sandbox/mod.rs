@@ -191,6 +191,7 @@ pub fn enter(plan: &Plan<'_>) -> Result<Sandbox, SandboxError> {
     // Before: no thread may install handlers.
     fault::install();
     violation::install().map_err(system("handle SIGSYS"))?;
+    one_heap();
     let rules = paths::rules(plan.directories.iter().copied(), plan.taps)?;
     privilege::drop_root(account.as_ref(), plan.taps)
         .map_err(|error| SandboxError::Rights(error.into()))?;
@@ -204,6 +205,16 @@ pub fn enter(plan: &Plan<'_>) -> Result<Sandbox, SandboxError> {
     let mode = if plan.log_only { "only logs what it would refuse" } else { "on" };
     log::info!("sandbox: {mode}, running as {account}");
     Ok(Sandbox { filters: Some(Arc::new(filters)) })
+}
+
+/// Has all threads allocate from one heap. The C library opens /proc/sys/vm/overcommit_memory before
+/// it gives memory of another one back, which the filters refuse, and report. Frames need no memory.
+fn one_heap() {
+    // SAFETY: sets a number of the allocator. An error means that it has no such number.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// The kernel lacks `what`: an error, or a line in the log.

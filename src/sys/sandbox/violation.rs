@@ -94,7 +94,8 @@ pub(super) fn install() -> io::Result<()> {
     // SAFETY: an all-zero sigaction is a valid value of this plain C struct.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_sigsys as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // Without SA_ONSTACK: see `fault`.
+    action.sa_flags = libc::SA_SIGINFO;
     // SAFETY: the action is valid, and its handler only does what a handler may.
     match unsafe { libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()) } {
         0 => Ok(()),
