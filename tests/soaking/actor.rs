@@ -247,6 +247,7 @@ impl Actor {
     pub fn reconnect(&mut self) {
         self.tally = Tally::default();
         if let Some(life) = &mut self.life {
+            life.accept_empty();
             life.guest.reconnect().unwrap_or_else(|error| panic!("{}: {error}", self.port));
             life.forget_extras();
             let flushed = life.flush(self.station, &mut self.tally);

@@ -163,6 +163,12 @@ impl Life {
         }
     }
 
+    /// From now on receive buffers may come back empty: what a killed switch had begun in a packed
+    /// ring.
+    pub fn accept_empty(&mut self) {
+        (0..self.senders.len()).for_each(|queue| self.guest.queue(queue).rx.accept_empty());
+    }
+
     /// Checks what has come, hoarded or not.
     pub fn take_frames(&mut self, station: u8, tally: &mut Tally) {
         if self.wild {

@@ -228,10 +228,10 @@ impl Guest {
     }
 
     /// Brings the device up again over the same connection after RESET_DEVICE or a device status of
-    /// 0, with rings and memory as they are.
-    pub fn restart(&self) -> io::Result<()> {
-        // Where the rings stand is known when the device is at rest.
+    /// 0, with rings and memory as they are. Where they are is known: the device is at rest.
+    pub fn restart(&mut self) -> io::Result<()> {
         self.sync()?;
+        self.stopped_at = (0..2 * self.queues.len()).map(|r| Some(self.ring(r).base())).collect();
         self.connection.set_features(self.features)?;
         for index in 0..2 * self.queues.len() {
             let err = self.ring(index).signals().err.as_raw_fd();
