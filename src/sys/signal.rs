@@ -28,8 +28,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers; they stay for the life of the process. The signals wait until the
-    /// first [`Self::wait`], and are taken by the thread that calls it.
+    /// Installs the handlers; they stay for the life of the process.
     ///
     /// # Errors
     /// The error of `sigaction(2)` or `socketpair(2)`: out of descriptors.
@@ -42,9 +41,6 @@ impl Signals {
             flag::register(signal, Arc::clone(&terminating))?;
         }
         let signals = signal_hook::iterator::Signals::new(SIGNALS)?;
-        // Threads that are started from now on inherit this: the handlers are the main thread's, and
-        // make a system call that others may not.
-        mask(libc::SIG_BLOCK)?;
         Ok(Self { signals })
     }
 
@@ -56,8 +52,6 @@ impl Signals {
     /// Sleeps until a signal asks for something. Signals that came since the last call count;
     /// several of one kind may be one event.
     pub fn wait(&mut self) -> Event {
-        // It can't fail: the set and the request are valid ones.
-        let _ = mask(libc::SIG_UNBLOCK);
         match self.signals.forever().next() {
             Some(SIGUSR1) => Event::DumpStatistics,
             // The iterator ends when an `Ender` closed it.
@@ -69,8 +63,13 @@ impl Signals {
 /// The signals that are handled.
 const SIGNALS: [libc::c_int; 3] = [SIGTERM, SIGINT, SIGUSR1];
 
-/// Blocks the signals for this thread, or lets them through.
-fn mask(how: libc::c_int) -> io::Result<()> {
+/// Leaves the signals to other threads: the handlers make a system call that the sandbox allows to
+/// the main thread only.
+///
+/// # Errors
+///
+/// The error of `pthread_sigmask(3)`; none is expected.
+pub fn leave_to_others() -> io::Result<()> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset writes the whole set, which the other calls then read and change.
     let result = unsafe {
@@ -78,7 +77,7 @@ fn mask(how: libc::c_int) -> io::Result<()> {
         for signal in SIGNALS {
             libc::sigaddset(set.as_mut_ptr(), signal);
         }
-        libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut())
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut())
     };
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }

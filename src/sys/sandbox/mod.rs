@@ -34,7 +34,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::account::Account;
-use super::{fault, privilege};
+use super::{fault, privilege, signal};
 use filter::Program;
 use paths::Enforced;
 
@@ -172,6 +172,7 @@ impl Filters {
 
     fn apply(&self, kind: Thread) -> io::Result<()> {
         if kind != Thread::Main {
+            signal::leave_to_others()?;
             privilege::drop_all()?;
         }
         let program = self.programs.iter().flatten().find(|(of, _)| *of == kind);
