@@ -27,6 +27,7 @@ PACKAGE_OF = {
     "iperf3": "iperf3",
     "ethtool": "ethtool",
     "tcpdump": "tcpdump",
+    "kexec": "kexec-tools",
     "ip": "iproute2",
     "cc": "build-essential",
     "valgrind": "valgrind",

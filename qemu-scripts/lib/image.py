@@ -16,7 +16,7 @@ import tempfile
 import cpio
 import host
 
-PROGRAMS = ("busybox", "iperf3", "ethtool", "tcpdump")
+PROGRAMS = ("busybox", "iperf3", "ethtool", "tcpdump", "kexec")
 META_PACKAGE = "linux-image-cloud-amd64"
 # What init loads, and what the kernel may ask for when a test sets up a VLAN.
 MODULES = ("virtio_pci", "virtio_net", "8021q")
