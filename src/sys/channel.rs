@@ -10,9 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
-
-use super::socket::{Received, receive, wait_for_input};
+use super::socket::{Received, receive, send, wait_for_input};
 
 /// The longest line, bytes.
 const MAX_LINE: usize = 1 << 20;
@@ -64,17 +62,8 @@ impl Channel {
     ///
     /// The error of `sendmsg(2)`, among them `WouldBlock` from a peer that doesn't read.
     pub fn send(&self, line: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let text = format!("{line}\n");
-        let mut rest = text.as_bytes();
-        let mut descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-        while !rest.is_empty() {
-            let sent = self.stream.send_with_fds(&[rest], &descriptors);
-            let sent = sent.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-            // They go with the first byte.
-            descriptors.clear();
-            rest = rest.get(sent..).unwrap_or_default();
-        }
-        Ok(())
+        let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        send(&self.stream, format!("{line}\n").as_bytes(), &descriptors)
     }
 
     /// The next line, waited for until `deadline`.

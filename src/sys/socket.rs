@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::account;
 
@@ -275,6 +276,23 @@ pub fn receive(
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(if len == 0 { Received::Ended } else { Received::Bytes(len) })
+}
+
+/// Sends all of `bytes`, and `descriptors` with the first one.
+///
+/// # Errors
+///
+/// The error of `sendmsg(2)`, among them `WouldBlock` from a peer that doesn't read within the
+/// stream's time limit.
+pub fn send(stream: &UnixStream, bytes: &[u8], mut descriptors: &[RawFd]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let sent = stream.send_with_fds(&[rest], descriptors);
+        let sent = sent.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        descriptors = &[];
+        rest = rest.get(sent..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// Sleeps until there is something to receive from `stream`, or its peer has closed it.

@@ -14,11 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use vhost::vhost_user::{BackendReqHandler, Error as LibraryError};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::ring::{QueueEvents, Queues};
 use crate::sys::fault::{Alarm, Cause};
-use crate::sys::socket::{Received, receive, wait_for_input};
+use crate::sys::socket::{Received, receive, send, wait_for_input};
 
 use super::handler::Handler;
 use super::handover::PATIENCE;
@@ -242,8 +241,7 @@ impl Connection {
         let (bytes, descriptors) = self.inbox.part();
         if !bytes.is_empty() {
             let descriptors: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-            let sent = tale.send_with_fds(&[bytes], &descriptors);
-            sent.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+            send(tale, bytes, &descriptors)?;
         }
         tale.shutdown(Shutdown::Write)?;
         Ok(ran)
@@ -311,8 +309,7 @@ impl Library {
         let name = message.kind.name;
         let descriptors: Vec<_> = message.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         // An empty socket has room for any message, so this doesn't wait and is never partial.
-        let sent = self.inner.send_with_fds(&[message.bytes], &descriptors);
-        sent.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        send(&self.inner, message.bytes, &descriptors)?;
         drop(message);
         let result = match self.requests.handle_request() {
             Ok(()) => Ok(()),

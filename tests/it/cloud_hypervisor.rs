@@ -11,6 +11,7 @@ use fakeguest::protocol::{NEED_REPLY, VERSION, code};
 use fakeguest::{Builder, Guest, Layout, SetupOrder};
 
 use super::support::lan::PATIENCE;
+use super::support::lan::receive;
 use super::support::precopy::Precopy;
 use super::support::switch::{Statistics, Switch};
 
@@ -76,14 +77,6 @@ fn frames(from: u8, to: u8, count: usize, seed: u32) -> Vec<Frame> {
 
 fn post(guest: &mut Guest, frames: &[Frame]) {
     frames.iter().for_each(|frame| guest.send(0, frame, &Layout::whole()));
-}
-
-#[track_caller]
-fn receive(guest: &mut Guest, frames: &[Frame]) {
-    for (n, frame) in frames.iter().enumerate() {
-        let got = guest.recv(0, PATIENCE).unwrap_or_else(|| panic!("frame {n} is lost"));
-        assert!(got.bytes == frame.bytes, "frame {n} is another one, or damaged");
-    }
 }
 
 /// Sends frames, which all arrive, once and in order.

@@ -14,6 +14,7 @@ use fakeguest::memory::Region;
 use fakeguest::protocol::{Acks, Connection};
 use fakeguest::{Guest, Layout, Memory, Role, SetupOrder};
 
+use super::support::lan::receive;
 use super::support::proc::{Process, holdings, holds_again};
 use super::support::switch::{Statistics, Switch};
 use super::support::{over_both_formats, wait_for};
@@ -77,15 +78,6 @@ fn transfer(from: &mut Guest, to: &mut Guest, frames: &[Frame]) {
     }
     receive(to, frames);
     assert!(from.flush(0, PATIENCE), "the switch completes what was sent");
-}
-
-/// Receives exactly `frames`.
-#[track_caller]
-fn receive(guest: &mut Guest, frames: &[Frame]) {
-    for (n, frame) in frames.iter().enumerate() {
-        let got = guest.recv(0, PATIENCE).unwrap_or_else(|| panic!("frame {n} is lost"));
-        assert!(got.bytes == frame.bytes, "frame {n} is another one, or damaged");
-    }
 }
 
 /// Stops a guest's rings, each of which has completed so many buffers.

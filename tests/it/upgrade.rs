@@ -14,6 +14,7 @@ use fakeguest::host::{PacketSocket, within};
 use fakeguest::protocol::{NEED_REPLY, VERSION, code};
 use fakeguest::{Guest, Layout, Role};
 
+use super::support::lan::receive;
 use super::support::machines::{Lan, Station, machines};
 use super::support::netns::Netns;
 use super::support::switch::{Statistics, Switch};
@@ -82,15 +83,6 @@ fn stream(a: &mut Guest, b: &mut Guest, done: &AtomicBool) -> u64 {
         sent += 32;
     }
     2 * sent
-}
-
-/// Receives exactly `frames`.
-#[track_caller]
-fn receive(guest: &mut Guest, frames: &[Frame]) {
-    for (n, frame) in frames.iter().enumerate() {
-        let got = guest.recv(0, PATIENCE).unwrap_or_else(|| panic!("frame {n} is lost"));
-        assert!(got.bytes == frame.bytes, "frame {n} is another one, or damaged");
-    }
 }
 
 /// Sends a frame from one guest to another, who receives it and nothing else, on whichever queue.

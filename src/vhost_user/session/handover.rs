@@ -9,10 +9,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVringAddrFlags};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::mem::RegionSpec;
 use crate::ring::RingState;
+use crate::sys::socket::send;
 
 use super::super::message::{Header, request};
 use super::{Session, bit};
@@ -90,9 +90,7 @@ struct Script<'a>(&'a UnixStream);
 impl Script<'_> {
     fn say(&self, request: u32, payload: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
         let message = [&Header::request(request, payload.len() as u32), payload].concat();
-        let sent = self.0.send_with_fds(&[message.as_slice()], descriptors);
-        let sent = sent.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        if sent == message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        send(self.0, &message, descriptors)
     }
 
     fn number(&self, request: u32, value: u64, descriptor: Option<RawFd>) -> io::Result<()> {

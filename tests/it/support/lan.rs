@@ -55,3 +55,12 @@ pub fn arrived(guest: &mut Guest) -> Vec<Received> {
 pub fn bytes_arrived(guest: &mut Guest) -> Vec<Vec<u8>> {
     arrived(guest).into_iter().map(|received| received.bytes).collect()
 }
+
+/// Receives exactly `frames` on queue 0.
+#[track_caller]
+pub fn receive(guest: &mut Guest, frames: &[Frame]) {
+    for (n, frame) in frames.iter().enumerate() {
+        let got = guest.recv(0, PATIENCE).unwrap_or_else(|| panic!("frame {n} is lost"));
+        assert!(got.bytes == frame.bytes, "frame {n} is another one, or damaged");
+    }
+}
