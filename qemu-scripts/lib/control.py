@@ -4,16 +4,18 @@ The guest's end is ttyS1, served by guest-init; this end is a unix stream socket
 on (`guest --control SOCKET`). One client at a time; it may leave, and another may connect later.
 Lines end with a newline; bytes pass unchanged in both directions.
 
-    guest:   ready NAME                      once, when it is up (lost if nobody was connected)
+    guest:   ready NAME                      each time it has booted (lost if nobody was connected)
     client:  ? TOKEN LIMIT COMMAND           TOKEN: letters and digits, fresh each time, best random
                                              LIMIT: seconds (whole); then the command is killed
                                              COMMAND: the rest of the line, for `sh -c`
     guest:   = TOKEN STATUS LENGTH           STATUS: the exit code; 137 also when LIMIT was exceeded
              LENGTH bytes                    stdout and stderr of the command
 
-Commands run one after the other. Whatever is no such line is ignored at both ends, so a client that
-doesn't know whether the guest is up sends an empty line and `? TOKEN 5 true` each second or so,
-with a new TOKEN, until one is answered.
+Commands run one after the other. Whatever is no such line is ignored at both ends. A client that is
+there when the guest boots waits for `ready` and sends nothing before: what comes while Linux sets up
+the serial port can leave the port without interrupts, and the guest then hears nothing any more. One
+that came later sends an empty line and `? TOKEN 5 true` each second or so, with a new TOKEN, until
+one is answered.
 """
 
 import secrets
@@ -58,7 +60,17 @@ class Control:
             self._socket = None
 
     def wait_ready(self, timeout):
-        """Waits until the guest serves commands, for at most `timeout` seconds."""
+        """Waits until the guest has booted, for at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        self.connect(deadline)
+        try:
+            while not self._line(deadline).startswith("ready "):
+                pass
+        except TimeoutError as late:
+            raise host.Problem(f"the guest wasn't ready within {timeout:.0f} s") from late
+
+    def wait_awake(self, timeout):
+        """Waits until a guest that has booted long ago serves commands, for `timeout` seconds."""
         deadline = time.monotonic() + timeout
         self.connect(deadline)
         tokens = []

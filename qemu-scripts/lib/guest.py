@@ -4,6 +4,7 @@ It owns one QEMU process and its files. It makes no network: a socket or a TAP d
 """
 
 import pathlib
+import time
 
 import accel
 import host
@@ -18,7 +19,7 @@ SOCKET_PATH_MAX = 107
 
 
 class Guest:
-    """A guest in the background. `boot` waits for nothing; `wait_ready` comes after it."""
+    """A guest in the background. `boot` waits for its QEMU only; `wait_ready` comes after it."""
 
     def __init__(self, settings, directory, stem=None):
         self.name = settings.name
@@ -43,6 +44,8 @@ class Guest:
         serials = (f"file:{guest.console_log}", f"unix:{guest._socket},server=on,wait=off")
         argv = qemu.command_line(settings, made or image.make(), accelerator, serials)
         guest._process = host.spawn([*prefix, *argv], guest.qemu_log)
+        # Before it can have booted: what it says then is lost to those who come later.
+        guest._explaining(lambda: guest._control.connect(time.monotonic() + BOOT_SECONDS))
         return guest
 
     @property
@@ -55,18 +58,16 @@ class Guest:
         return self._process.poll() is None
 
     def wait_ready(self, timeout=BOOT_SECONDS):
-        """Waits until the guest is up and takes commands."""
-        try:
-            self._control.wait_ready(timeout)
-        except host.Problem as problem:
-            raise self._explained(problem) from problem
+        """Waits until the guest has booted, once more if it was seen before."""
+        self._explaining(lambda: self._control.wait_ready(timeout))
+
+    def wait_awake(self, timeout):
+        """Waits until a guest that came from another QEMU, and doesn't boot, takes commands."""
+        self._explaining(lambda: self._control.wait_awake(timeout))
 
     def run(self, command, timeout=30):
         """Runs a command line in the guest: (exit code, output). See control.py."""
-        try:
-            return self._control.run(command, timeout)
-        except host.Problem as problem:
-            raise self._explained(problem) from problem
+        return self._explaining(lambda: self._control.run(command, timeout))
 
     def check(self, command, timeout=30):
         """Runs a command that must succeed and returns its output."""
@@ -89,9 +90,12 @@ class Guest:
         end(self._process)
         self._socket.unlink(missing_ok=True)
 
-    def _explained(self, problem):
-        """A problem with the guest, with QEMU's last words if it had some."""
-        said = self.qemu_log.read_text(errors="replace").strip().splitlines()
-        words = f"; QEMU said: {said[-1]}" if said else ""
-        return host.Problem(f"guest {self.name}: {problem}{words} (logs: {self.console_log}, "
-                            f"{self.qemu_log})", problem.code)
+    def _explaining(self, act):
+        """Does it; a problem is told with QEMU's last words, if it had some."""
+        try:
+            return act()
+        except host.Problem as problem:
+            said = self.qemu_log.read_text(errors="replace").strip().splitlines()
+            words = f"; QEMU said: {said[-1]}" if said else ""
+            raise host.Problem(f"guest {self.name}: {problem}{words} (logs: {self.console_log}, "
+                               f"{self.qemu_log})", problem.code) from problem

@@ -260,7 +260,7 @@ class Hosts(contextlib.AbstractContextManager):
         self.guest.stop()
         self.guest, self._qmp, self.at = guest, qmp, 1 - self.at
         try:
-            self.guest.wait_ready(AWAKE)
+            self.guest.wait_awake(AWAKE)
         except host.Problem as problem:
             raise GuestLost(str(problem), EXIT_LOST) from problem
         wait_for("guest that is known to be elsewhere", lambda: self.learned_at() == target.number)

@@ -42,30 +42,25 @@ impl QemuGuest {
             UnixStream::connect(&path).ok()
         });
         let mut guest = QemuGuest { process, control, received: Vec::new(), qmp, _dir: dir };
-        guest.wait_for_boot("");
+        guest.wait_ready();
         guest
     }
 
-    /// Waits until the guest answers, and its kernel's boot is another one than `before`. Returns
-    /// the kernel's name for it.
-    pub fn wait_for_boot(&mut self, before: &str) -> String {
-        wait_for("guest that answers", BOOT, || {
-            let (code, boot) = self.probe("cat /proc/sys/kernel/random/boot_id")?;
-            (code == 0 && boot != before).then_some(boot)
-        })
-    }
-
-    /// Runs a short command line in the guest, if it answers at once: its exit code and output.
-    fn probe(&mut self, line: &str) -> Option<(i32, String)> {
-        let token = self.send(line, 5);
-        self.answer(&token, Duration::from_millis(500))
+    /// Waits until the guest has booted, once more if it had: it says so. Nothing is sent before.
+    pub fn wait_ready(&mut self) {
+        let deadline = Instant::now() + BOOT;
+        loop {
+            let line = self.line(deadline).unwrap_or_else(|| panic!("no boot within {BOOT:?}"));
+            if line.starts_with("ready ") {
+                return;
+            }
+        }
     }
 
     /// Resets the machine, as its button does, and waits until it takes commands again.
     pub fn reset(&mut self) {
-        let before = self.wait_for_boot("");
-        self.send("echo b >/proc/sysrq-trigger", 5);
-        self.wait_for_boot(&before);
+        self.qmp("system_reset", "{}");
+        self.wait_ready();
     }
 
     /// Has QEMU do a QMP command; `arguments` is a JSON object. Panics if it refuses.
@@ -133,9 +128,7 @@ impl QemuGuest {
     fn answer(&mut self, token: &str, timeout: Duration) -> Option<(i32, String)> {
         let deadline = Instant::now() + timeout;
         loop {
-            let end = self.fill_until(deadline, |bytes| bytes.iter().position(|&b| b == b'\n'))?;
-            let line: Vec<u8> = self.received.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line);
+            let line = self.line(deadline)?;
             let words: Vec<&str> = line.split_whitespace().collect();
             let &["=", of, status, length] = words.as_slice() else {
                 continue;
@@ -148,6 +141,12 @@ impl QemuGuest {
                 return Some((status, String::from_utf8_lossy(&output).into_owned()));
             }
         }
+    }
+
+    fn line(&mut self, deadline: Instant) -> Option<String> {
+        let end = self.fill_until(deadline, |bytes| bytes.iter().position(|&b| b == b'\n'))?;
+        let line: Vec<u8> = self.received.drain(..=end).collect();
+        Some(String::from_utf8_lossy(&line).into_owned())
     }
 
     fn fill_until(
