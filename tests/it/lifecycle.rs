@@ -33,6 +33,7 @@ over_both_formats! {
     fewer_queues_and_more_again_lose_nothing
     memory_comes_and_goes_under_traffic
     a_frame_in_memory_that_is_gone_is_refused
+    frames_come_from_any_of_the_most_memory_slots
     a_memory_table_can_be_sent_again_under_traffic
     frontends_that_come_and_go_leave_nothing
     reset_makes_a_device_new
@@ -317,6 +318,29 @@ fn a_frame_in_memory_that_is_gone_is_refused(format: u64) {
         transfer(&mut a, &mut b, std::slice::from_ref(&frame));
         a.connection().add_mem_reg(&spare, memory.file()).expect("added");
     }
+    switch.stop();
+}
+
+/// A guest with as many DIMMs as there are slots sends from each of them.
+fn frames_come_from_any_of_the_most_memory_slots(format: u64) {
+    const SLOTS: u64 = 509;
+    let mut switch = Switch::builder().port("a").port("b").start();
+    // Rings and buffers fit into the first region. None is next to another.
+    let mut regions = vec![(0, 48 << 20)];
+    regions.extend((1..SLOTS).map(|slot| (4 << 30 | slot << 20, 64 << 10)));
+    let guest = Guest::builder(switch.socket("a")).with(format).regions(&regions);
+    let mut a = guest.attach().expect("a guest");
+    assert_eq!(a.connection().get_max_mem_slots().expect("a number"), SLOTS);
+    let mut b = Guest::builder(switch.socket("b")).with(format).attach().expect("a guest");
+    for (slot, (at, size)) in regions.iter().enumerate().skip(1) {
+        // Up to the last byte of its memory.
+        let frame = frames(1, 2, 2, slot as u32).remove(1);
+        let at = at + size - 12 - frame.bytes.len() as u64;
+        assert!(a.queue(0).tx.post_at(at, &frame, &Layout::whole()));
+        receive(&mut b, &[frame]);
+    }
+    assert!(a.flush(0, PATIENCE));
+    assert_eq!(switch.statistics().dropped(), 0);
     switch.stop();
 }
 
