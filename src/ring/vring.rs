@@ -212,7 +212,7 @@ impl Ring {
     ///
     /// The process is out of descriptors.
     pub fn suspend(&mut self) -> std::io::Result<RingState> {
-        let ran = self.live.is_some();
+        let ran = self.is_running();
         self.retire_in_order();
         let copy = |call: &Option<Call>| call.as_ref().map(Call::event).transpose();
         Ok(RingState {

@@ -74,8 +74,8 @@ impl Alarm {
         }
     }
 
-    /// Called by the signal handler, too: a store, and a write to an eventfd.
-    pub(super) fn ring(&self, cause: Cause) {
+    /// Rings. Called by the signal handler, too: a store, and a write to an eventfd.
+    pub fn ring(&self, cause: Cause) {
         // The first cause is told. An error says that there is one.
         let _ = self.rung.compare_exchange(0, cause as u8, Release, Relaxed);
         if let Some(waker) = &self.waker {

@@ -20,7 +20,7 @@ use crate::sys::fault::{Alarm, Cause};
 use crate::sys::socket::{Received, receive, send, wait_for_input};
 
 use super::handler::Handler;
-use super::handover::PATIENCE;
+use super::handover::{self, PATIENCE};
 use super::intercept;
 use super::journal::Journal;
 use super::message::{Answer, BadMessage, Inbox, Lack, Message, request};
@@ -87,30 +87,86 @@ pub(super) enum Wish {
     HandOver,
 }
 
+/// What a session needs of the process that it is in.
+#[derive(Clone)]
+pub struct Place {
+    /// The rings of the port.
+    pub queues: Arc<Queues>,
+    /// Who hears of them.
+    pub events: Arc<dyn QueueEvents>,
+    /// Rings when the frontend takes memory away.
+    pub alarm: Arc<Alarm>,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("queues", &self.queues).finish_non_exhaustive()
+    }
+}
+
+/// What [`serve_stream`] is to do next.
+#[derive(Debug)]
+pub enum Order {
+    /// Go on.
+    GoOn,
+    /// End the connection.
+    Stop,
+    /// Tell the session, as to another process, and have it go on in another place.
+    HandOver(Place),
+    /// Tell the session and go on nevertheless: the other process failed.
+    CallOff,
+}
+
 /// Serves one frontend whose connection is `stream`, in this thread: the middle of an
-/// [`Endpoint`](super::Endpoint), for whoever brings the connection along (`tests/fuzz`). `alarm`
-/// rings when the frontend takes memory away; `wait` sleeps until the stream has news, and says
-/// whether to go on. Returns how many messages came.
+/// [`Endpoint`](super::Endpoint), for whoever brings the connection along (`tests/fuzz`). `wait`
+/// sleeps until the stream has news, and says what to do. Returns the rings that ran at each
+/// hand-over, and those that run after it, one bit for each.
 ///
 /// # Errors
 ///
-/// The process is out of descriptors.
+/// The process is out of descriptors; a session that can't be told or restored.
 pub fn serve_stream(
     stream: UnixStream,
-    queues: Arc<Queues>,
-    events: Arc<dyn QueueEvents>,
+    place: Place,
     mtu: Option<u16>,
-    alarm: Arc<Alarm>,
-    mut wait: impl FnMut() -> io::Result<bool>,
-) -> io::Result<u64> {
+    mut wait: impl FnMut() -> io::Result<Order>,
+) -> io::Result<Vec<(u128, u128)>> {
     let journal = Arc::new(Journal::new("stream"));
-    let session = Session::new(queues, events, Arc::clone(&journal), mtu, alarm);
-    let mut connection = Connection::new(Arc::new(stream), session, journal)?;
-    connection.serve(|idle| {
-        let goes_on = !idle || wait()?;
-        Ok(if goes_on { Wish::GoOn } else { Wish::Stop })
-    });
-    Ok(connection.served())
+    let stream = Arc::new(stream);
+    let open = |Place { queues, events, alarm }| {
+        let session = Session::new(queues, events, Arc::clone(&journal), mtu, alarm);
+        Connection::new(Arc::clone(&stream), session, Arc::clone(&journal))
+    };
+    let mut connection = open(place)?;
+    let (mut next, mut handovers) = (None, Vec::new());
+    loop {
+        let end = connection.serve(|idle| {
+            let order = if idle { wait()? } else { Order::GoOn };
+            Ok(match order {
+                Order::GoOn => Wish::GoOn,
+                Order::Stop => Wish::Stop,
+                Order::HandOver(place) => {
+                    next = Some(place);
+                    Wish::HandOver
+                }
+                Order::CallOff => Wish::HandOver,
+            })
+        });
+        if !matches!(end, End::Asked) {
+            return Ok(handovers);
+        }
+        let (tale, theirs) = handover::tale()?;
+        connection.tell(&tale)?;
+        let ran = connection.tell_rings(&tale)?;
+        let Some(place) = next.take() else {
+            connection.resume();
+            continue;
+        };
+        let mut heir = open(place)?;
+        let runs = heir.restore(&theirs).map_err(io::Error::other)?;
+        handovers.push((ran, runs));
+        connection = heir;
+    }
 }
 
 /// Why a message was refused; told to the operator.
@@ -195,7 +251,9 @@ impl Connection {
     }
 
     /// Makes the session what another process tells of its own, up to the end of `tale`. Returns
-    /// the rings that have all they need, one bit for each.
+    /// the rings that have all they need, one bit for each; all, if the frontend has made a file
+    /// shorter that it shares: then the connection ends as soon as it is served, and whatever else
+    /// is handed over isn't held up by it.
     ///
     /// A message that is refused is no error here: it may have been refused there as well.
     ///
@@ -219,7 +277,12 @@ impl Connection {
             }
         }
         self.inbox = inbox;
-        Ok(self.library.handler().0.running())
+        let session = &self.library.handler().0;
+        if session.has_seen_short_file() {
+            self.alarm.ring(Cause::LostMemory);
+            return Ok(u128::MAX);
+        }
+        Ok(session.running())
     }
 
     /// Tells all but the rings: see [`Session::tell`].

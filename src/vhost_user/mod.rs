@@ -41,6 +41,6 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use connection::serve_stream;
+pub use connection::{Order, Place, serve_stream};
 pub use endpoint::{Endpoint, EndpointError, PortSocket};
 pub use handover::{Arrival, Estate, Handover, Inheritance};

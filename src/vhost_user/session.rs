@@ -126,6 +126,8 @@ pub(super) struct Session {
     /// The virtio device status, as the frontend says (virtio 1.2, section 2.1).
     status: u8,
     memory: Option<Arc<RegionMap>>,
+    /// A file was shorter than what the frontend said to be in it.
+    short_file: bool,
     log: Option<Arc<DirtyLog>>,
     /// What workers watch, for each ring.
     kicks: Vec<Option<OwnedFd>>,
@@ -158,6 +160,7 @@ impl Session {
             protocol_features: 0,
             status: 0,
             memory: None,
+            short_file: false,
             log: None,
             kicks: (0..rings).map(|_| None).collect(),
             enabled: vec![false; rings],
@@ -238,7 +241,7 @@ impl Session {
 
     /// SET_MEM_TABLE.
     pub fn set_memory(&mut self, specs: Vec<RegionSpec>) -> Result<(), Refusal> {
-        let map = RegionMap::map(specs)?;
+        let map = self.note_short_file(RegionMap::map(specs))?;
         self.replace_memory(map)
     }
 
@@ -246,9 +249,10 @@ impl Session {
     pub fn add_region(&mut self, spec: RegionSpec) -> Result<(), Refusal> {
         let before = self.memory.as_ref().map_or(0, |map| map.len());
         let map = match &self.memory {
-            Some(map) => map.add(spec)?,
-            None => RegionMap::map(vec![spec])?,
+            Some(map) => map.add(spec),
+            None => RegionMap::map(vec![spec]),
         };
+        let map = self.note_short_file(map)?;
         if map.len() != before {
             self.replace_memory(map)?;
         }
@@ -272,6 +276,16 @@ impl Session {
         Ok(())
     }
 
+    fn note_short_file<T>(&mut self, mapped: Result<T, MapError>) -> Result<T, MapError> {
+        self.short_file |= matches!(mapped, Err(MapError::FileTooShort { .. }));
+        mapped
+    }
+
+    /// Whether a file was ever shorter than what the frontend said to be in it.
+    pub fn has_seen_short_file(&self) -> bool {
+        self.short_file
+    }
+
     fn replace_memory(&mut self, mut map: RegionMap) -> Result<(), Refusal> {
         map.guard(&self.alarm)?;
         let map = Some(Arc::new(map));
@@ -284,7 +298,7 @@ impl Session {
     /// SET_LOG_BASE: `size` bytes of bitmap at `offset` of `file`. When it returns, no worker
     /// writes to the old log any more.
     pub fn set_log(&mut self, file: File, size: u64, offset: u64) -> Result<(), Refusal> {
-        let mut log = DirtyLog::map(file, size, offset)?;
+        let mut log = self.note_short_file(DirtyLog::map(file, size, offset))?;
         log.guard(&self.alarm)?;
         let log = Some(Arc::new(log));
         let _old = std::mem::replace(&mut self.log, log.clone());

@@ -312,6 +312,47 @@ fn ports_may_come_and_go_with_it() {
     switch.stop();
 }
 
+/// Cloud Hypervisor's pause is nothing but disabled rings.
+#[test]
+fn a_guest_that_is_paused_stays_so_and_goes_on() {
+    let mut bench = Bench::new(three_ports(), 0);
+    let Bench { switch, a, b } = &mut bench;
+    send((a, 1), (b, 2), 1);
+    b.enable_rings(0).and_then(|()| b.sync()).expect("a pause");
+    let used = [b.ring(0).used_index(), b.ring(1).used_index()];
+    let waiting = pattern(1, 2, 2);
+    b.send(0, &waiting, &Layout::whole());
+    switch.upgrade();
+    b.sync().expect("the connection is the same");
+    assert_eq!([b.ring(0).used_index(), b.ring(1).used_index()], used, "untouched");
+    b.enable_rings(2).expect("it goes on");
+    receive(a, &[waiting]);
+    send((a, 1), (b, 2), 3);
+    bench.switch.stop();
+}
+
+#[test]
+fn a_frontend_that_takes_memory_away_holds_nobody_else_up() {
+    let mut bench = Bench::new(three_ports(), 0);
+    let regions = [(0, 48 << 20), (4 << 30, 1 << 20)];
+    let hostile = |switch: &Switch| Guest::builder(switch.socket("c")).regions(&regions).attach();
+    let guest = hostile(&bench.switch).expect("a guest");
+    // Nobody has touched the end of it: there was no SIGBUS.
+    guest.memory().file().set_len((49 << 20) - 4096).expect("a shorter file");
+    let (_, log) = bench.through(|switch| switch.upgrade());
+    assert!(guest.connection().closed_within(PATIENCE));
+    assert!(bench.switch.process().output_with("became shorter", 0, PATIENCE).contains("port c"));
+    assert_eq!(last_statistics(&log).dropped(), 0);
+    drop(guest);
+    // Also with a dirty log.
+    let mut guest = hostile(&bench.switch).expect("the port has another guest");
+    let dirty = guest.start_log().expect("a log");
+    dirty.file().set_len(1).expect("a shorter file");
+    bench.through(|switch| switch.upgrade());
+    assert!(guest.connection().closed_within(PATIENCE));
+    bench.switch.stop();
+}
+
 #[test]
 fn a_message_that_has_come_in_part_is_finished_by_the_heir() {
     let mut bench = Bench::new(three_ports(), 0);

@@ -2,8 +2,10 @@
 //!
 //! An input is a list of steps: messages that are nearly right, bytes that are none, messages in
 //! pieces, descriptors of the wrong kind and number; writes to guest memory, memory files that
-//! become shorter; bursts on the rings that run. At the end, whatever came: no ring runs, nothing
-//! is watched, no descriptor is left, and each answer was one to a message that asked for it.
+//! become shorter; bursts on the rings that run; and the session passes to another process, or is told
+//! to one that fails. At the end, whatever came: each session could be told, the rings that ran ran
+//! on, no ring runs, nothing is watched, no descriptor is left, and each answer was one to a message
+//! that asked for it.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -21,7 +23,7 @@ use ringswitch::ring::{AnyReceiver, LinkState, QueueEvents, Queues, feature};
 use ringswitch::sys::fault::Alarm;
 use ringswitch::sys::poller::{Poller, Waker};
 use ringswitch::vhost_user::features::{OFFERED, OFFERED_PROTOCOL};
-use ringswitch::vhost_user::serve_stream;
+use ringswitch::vhost_user::{Order, Place, serve_stream};
 use ringswitch::wire::vnet::Encoded;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -137,14 +139,14 @@ fn run_with(fixture: &mut Fixture, data: &[u8]) {
         file.set_len(len).expect("a file of zeros");
     }
     let first = next_descriptor(fixture);
-    let queues = Arc::new(Queues::new(PAIRS));
-    let watched = Arc::new(Watched::default());
-    let waker = Waker::new(&fixture.poller, 0).expect("an eventfd");
+    let waker = || Waker::new(&fixture.poller, 0).expect("an eventfd");
+    let mut places = vec![Own::new(waker())];
+    let wakers = [(); HANDOVERS].map(|()| waker());
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     ours.set_nonblocking(true).expect("a socket");
     let mut frontend = Frontend {
         fixture,
-        queues: Arc::clone(&queues),
+        queues: Arc::clone(&places[0].queues),
         stream: Some(ours),
         rest: Vec::new(),
         asked: VecDeque::new(),
@@ -153,29 +155,81 @@ fn run_with(fixture: &mut Fixture, data: &[u8]) {
     };
     let mut input = Input::new(data);
     frontend.begin(&mut input);
-    let mut steps = 0;
-    let events: Arc<dyn QueueEvents> = Arc::clone(&watched) as _;
-    let alarm = Arc::new(Alarm::new(waker));
-    serve_stream(theirs, Arc::clone(&queues), events, Some(9000), alarm, || {
+    let (mut steps, mut wakers) = (0, wakers.into_iter());
+    let place = places[0].place();
+    let handovers = serve_stream(theirs, place, Some(9000), || {
         frontend.read_answers();
         steps += 1;
-        let more = steps < STEPS && !input.is_empty() && frontend.stream.is_some();
-        if more {
-            frontend.step(&mut input);
+        if steps >= STEPS || input.is_empty() && frontend.stream.is_some() {
+            return Ok(Order::Stop);
         }
-        // When the frontend is gone, the end is found on the socket.
-        Ok(more || steps < STEPS && frontend.stream.is_none())
+        if frontend.stream.is_none() {
+            // The end is found on the socket.
+            return Ok(Order::GoOn);
+        }
+        Ok(match frontend.step(&mut input) {
+            Next::GoOn => Order::GoOn,
+            Next::CallOff => Order::CallOff,
+            Next::HandOver => wakers.next().map_or(Order::GoOn, |waker| {
+                let own = Own::new(waker);
+                frontend.queues = Arc::clone(&own.queues);
+                let place = own.place();
+                places.push(own);
+                Order::HandOver(place)
+            }),
+        })
     })
-    .expect("descriptors for a session");
+    .expect("descriptors for a session, and sessions that can be told");
+    for (before, after) in handovers {
+        assert_eq!(before & !after, 0, "{before:b} ran before a hand-over, {after:b} after it");
+    }
     frontend.read_answers();
     drop(frontend);
-    for ring in queues.lock_all().iter() {
-        assert!(!ring.is_running(), "a ring runs without a frontend");
-        assert_eq!(ring.size(), 0, "a ring knows its size without a frontend");
-    }
-    assert_eq!(watched.0.load(Ordering::Relaxed), 0, "rings that are still watched");
-    assert_eq!(Arc::strong_count(&queues), 1, "somebody still has the rings");
+    drop(wakers);
+    places.into_iter().for_each(Own::check);
     assert_eq!(next_descriptor(fixture), first, "descriptors are left");
+}
+
+/// The most hand-overs of one input.
+const HANDOVERS: usize = 3;
+
+/// A process that a session is in, or was.
+struct Own {
+    queues: Arc<Queues>,
+    watched: Arc<Watched>,
+    alarm: Arc<Alarm>,
+}
+
+impl Own {
+    fn new(waker: Waker) -> Self {
+        let (queues, watched) = (Arc::new(Queues::new(PAIRS)), Arc::new(Watched::default()));
+        Self { queues, watched, alarm: Arc::new(Alarm::new(waker)) }
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            queues: Arc::clone(&self.queues),
+            events: Arc::clone(&self.watched) as _,
+            alarm: Arc::clone(&self.alarm),
+        }
+    }
+
+    /// The session left nothing behind.
+    fn check(self) {
+        for ring in self.queues.lock_all().iter() {
+            assert!(!ring.is_running(), "a ring runs without a frontend");
+            assert_eq!(ring.size(), 0, "a ring knows its size without a frontend");
+        }
+        assert_eq!(self.watched.0.load(Ordering::Relaxed), 0, "rings that are still watched");
+        assert_eq!(Arc::strong_count(&self.queues), 1, "somebody still has the rings");
+    }
+}
+
+/// What the frontend's process or the switch's does after a step.
+enum Next {
+    GoOn,
+    HandOver,
+    CallOff,
 }
 
 /// The frontend, its guest and the switch's workers.
@@ -232,7 +286,7 @@ impl Frontend<'_> {
         }
     }
 
-    fn step(&mut self, input: &mut Input<'_>) {
+    fn step(&mut self, input: &mut Input<'_>) -> Next {
         let code = input.u8();
         match code % 12 {
             0..=4 => self.message(input, code >> 4),
@@ -250,12 +304,14 @@ impl Frontend<'_> {
             }
             8 => self.offer(input, u32::from(code >> 4) % RINGS),
             9 | 10 => self.work(u32::from(code >> 4) % RINGS, input),
-            _ => {
-                if code >> 4 == 15 {
-                    self.stream = None;
-                }
-            }
+            _ => match code >> 4 {
+                15 => self.stream = None,
+                10..=14 => return Next::HandOver,
+                8 | 9 => return Next::CallOff,
+                _ => {}
+            },
         }
+        Next::GoOn
     }
 
     /// A message that is right, but for what the input wants to be wrong.
