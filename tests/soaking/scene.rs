@@ -1,8 +1,8 @@
-//! All of it on one switch: epochs, restarts, and what must hold between them.
+//! All of it on one switch: epochs, restarts, upgrades, and what must hold between them.
 
 use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,17 @@ const STREAMS: [([u8; 2], u64); 2] = [([201, 202], 0), ([203, 204], features::RI
 const SHAKY: &str = "rs1";
 /// Threads that the guests share.
 const THREADS: usize = 4;
-/// Epochs of a switch's life: whether machines run meanwhile. The first one is for warming up.
-const LIFE: [bool; 5] = [false, true, true, false, true];
+/// Epochs of a switch's life: whether machines run meanwhile, and whether another process takes over.
+/// The first one of each process is for warming up.
+const LIFE: [(bool, bool); 7] = [
+    (false, false),
+    (true, false),
+    (false, false),
+    (true, true),
+    (false, false),
+    (false, false),
+    (true, false),
+];
 /// What the allocator may keep beyond what it kept after the first epoch, KiB.
 const SLACK_KIB: u64 = 2048;
 
@@ -42,6 +51,8 @@ struct Scene<'a> {
     /// The counters at the end of the last epoch, and how much of the log was looked at.
     before: Statistics,
     read: usize,
+    /// What processes counted that were upgraded, in this life of the switch.
+    carried: Statistics,
     /// What the switch held after the first epoch of its life that ended without machines.
     held: Option<Holdings>,
     /// How often that was compared, in this life of the switch and in all.
@@ -112,7 +123,7 @@ fn start(options: &Options, host: &Netns) -> Switch {
     let builder = Switch::builder().netns(host);
     let builder = builder.settings(&format!("[workers]\ncount = 2\n{}", taps.concat()));
     let all = streams.chain(guests).chain(machines);
-    let switch = all.fold(builder, |builder, port| builder.port(&port)).start();
+    let switch = all.fold(builder, |builder, port| builder.port(&port)).upgradable().start();
     set_up_taps(host);
     switch
 }
@@ -152,6 +163,7 @@ impl<'a> Scene<'a> {
             control,
             before: Statistics::default(),
             read: 0,
+            carried: Statistics::default(),
             held: None,
             compared: 0,
             compared_ever: 0,
@@ -167,12 +179,12 @@ impl<'a> Scene<'a> {
         let deadline = Instant::now() + Duration::from_secs(self.options.secs);
         let mut killed = true;
         loop {
-            for (at, machines) in LIFE.into_iter().enumerate() {
+            for (at, (machines, upgrade)) in LIFE.into_iter().enumerate() {
                 assert!(!machines_failed(), "a machine met trouble");
                 let over = Instant::now() >= deadline && self.epoch >= self.options.epochs;
                 self.control.on.store(machines && !over, Ordering::Relaxed);
                 let last = at + 1 == LIFE.len() && !over;
-                self.epoch(last);
+                self.epoch(last, upgrade);
                 if last {
                     self.restart(killed);
                     killed = !killed;
@@ -187,19 +199,20 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// All ports act, and streams go on meanwhile. If the guests are to stay, they do.
-    fn epoch(&mut self, stay: bool) {
+    /// All ports act, and streams go on meanwhile. If the guests are to `stay`, they do. If it is to
+    /// `upgrade`, another process takes the switch's place in the middle of it.
+    fn epoch(&mut self, stay: bool, upgrade: bool) {
         self.epoch += 1;
         let (epoch, acts) = (self.epoch, self.options.acts);
         let ended = AtomicBool::new(false);
         let share = self.actors.len().div_ceil(THREADS);
-        let (pid, host) = (self.switch.process().pid(), self.host);
+        let (pid, host) = (AtomicU32::new(self.switch.process().pid()), self.host);
         let dice = Dice::new(self.options.seed, epoch << 8);
         thread::scope(|scope| {
             let raise = Raise(&ended);
             let streams: Vec<_> =
                 self.streams.iter_mut().map(|stream| scope.spawn(|| stream.run(&ended))).collect();
-            scope.spawn(|| shake(pid, host, dice, &ended));
+            scope.spawn(|| shake(&pid, host, dice, &ended));
             let threads: Vec<_> = self
                 .actors
                 .chunks_mut(share)
@@ -215,6 +228,14 @@ impl<'a> Scene<'a> {
                     })
                 })
                 .collect();
+            if upgrade {
+                thread::sleep(Duration::from_millis(300)); // in the middle of it
+                let old = Statistics::parse(&self.switch.upgrade());
+                pid.store(self.switch.process().pid(), Ordering::Relaxed);
+                add(&mut self.carried, &old);
+                (self.held, self.compared) = (None, 0);
+                println!("epoch {epoch}: upgraded");
+            }
             threads.into_iter().for_each(|thread| {
                 thread.join().unwrap_or_else(|panic| resume_unwind(panic));
             });
@@ -280,15 +301,21 @@ impl<'a> Scene<'a> {
     /// Counters that stand still, the switch's and the kernel's.
     fn settled(&mut self) -> (Statistics, Vec<(&'static str, u64)>) {
         let deadline = Instant::now() + PATIENCE;
-        let mut last = (self.switch.statistics(), taken(self.host));
+        let mut last = (self.counters(), taken(self.host));
         loop {
-            let now = (self.switch.statistics(), taken(self.host));
+            let now = (self.counters(), taken(self.host));
             if (&now.0.ports, &now.1) == (&last.0.ports, &last.1) {
                 return now;
             }
             assert!(Instant::now() < deadline, "frames move though nobody sends");
             last = now;
         }
+    }
+
+    fn counters(&mut self) -> Statistics {
+        let mut now = self.switch.statistics();
+        add(&mut now, &self.carried);
+        now
     }
 
     fn compare_holdings(&mut self) {
@@ -326,7 +353,8 @@ impl<'a> Scene<'a> {
         process.signal(if killed { "KILL" } else { "TERM" });
         let status = process.wait(PATIENCE);
         assert!(killed || status.success(), "the switch ended with {status}");
-        let now = Statistics::parse(&process.output_after(written));
+        let mut now = Statistics::parse(&process.output_after(written));
+        add(&mut now, &std::mem::take(&mut self.carried));
         self.read_log();
         self.actors.iter_mut().for_each(|actor| actor.orphaned(killed));
         if killed {
@@ -390,6 +418,16 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// Adds the counters of the ports.
+fn add(to: &mut Statistics, more: &Statistics) {
+    for (port, counters) in &more.ports {
+        let port = to.ports.entry(port.clone()).or_default();
+        for (name, count) in counters {
+            *port.entry(name.clone()).or_default() += count;
+        }
+    }
+}
+
 /// Whether a line of the log is none that a frontend can bring about.
 fn is_trouble(line: &str) -> bool {
     let warned = line.contains(" WARN ") && {
@@ -402,13 +440,13 @@ fn is_trouble(line: &str) -> bool {
 }
 
 /// Sets a TAP device down and up, and asks the switch for its statistics, now and then.
-fn shake(pid: u32, host: &Netns, mut dice: Dice, ended: &AtomicBool) {
+fn shake(pid: &AtomicU32, host: &Netns, mut dice: Dice, ended: &AtomicBool) {
     while !ended.load(Ordering::Relaxed) {
         thread::sleep(Duration::from_millis(dice.between(100, 1000)));
         if dice.percent(50) {
-            let kill =
-                std::process::Command::new("kill").args(["-USR1", &pid.to_string()]).status();
-            assert!(kill.expect("a program").success());
+            let pid = pid.load(Ordering::Relaxed).to_string();
+            // It may just have been upgraded.
+            let _ = std::process::Command::new("kill").args(["-USR1", &pid]).output();
         } else {
             host.run(&format!("ip link set {SHAKY} down"));
             thread::sleep(Duration::from_millis(dice.below(200)));

@@ -103,6 +103,10 @@ impl<'a> Builder<'a> {
             if !settings.contains("[sandbox]") {
                 text += &format!("\n[sandbox]\nuser = \"{USER}:{USER}\"\n");
             }
+            if self.upgradable {
+                text +=
+                    &format!("\n[upgrade]\nsocket = \"{}\"\n", upgrade_in(dir.path()).display());
+            }
             text += &self.port_tables(dir.path());
             std::fs::write(&path, text).expect("a configuration file");
             command.arg("--config").arg(path);
@@ -119,8 +123,8 @@ impl<'a> Builder<'a> {
             command.args(["--uplink", uplink]);
         }
         command.args(&self.more);
-        if self.upgradable {
-            command.arg("--upgrade-socket").arg(dir.path().join("upgrade"));
+        if self.upgradable && self.settings.is_none() {
+            command.arg("--upgrade-socket").arg(upgrade_in(dir.path()));
         }
         let line = std::iter::once(command.get_program()).chain(command.get_args());
         let line = line.map(ToOwned::to_owned).collect();
@@ -275,7 +279,7 @@ impl Switch {
 
     /// The socket on which another process can take over.
     pub fn upgrade_socket(&self) -> PathBuf {
-        self.dir.path().join("upgrade")
+        upgrade_in(self.dir.path())
     }
 
     /// Has a new process take over, as `ringswitch upgrade` does, and the old one end in order.
@@ -358,6 +362,10 @@ pub fn directory() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     chown(dir.path(), Some(USER), None).expect("a directory of the switch's user");
     dir
+}
+
+fn upgrade_in(dir: &Path) -> PathBuf {
+    dir.join("upgrade")
 }
 
 fn socket_in(dir: &Path, port: &str) -> PathBuf {
