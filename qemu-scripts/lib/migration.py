@@ -161,10 +161,10 @@ class Host(contextlib.AbstractContextManager):
 class Hosts(contextlib.AbstractContextManager):
     """Both hosts, the network outside, and the guest at the first host."""
 
-    def __init__(self, directory, binary, device=""):
-        """`directory` takes sockets and logs, and its path must be short; `device` has further
-        options of the guest's NIC."""
-        self._directory, self._binary, self._device = pathlib.Path(directory), binary, device
+    def __init__(self, directory, binary, nic):
+        """`directory` takes sockets and logs, and its path must be short; `nic` has Settings of the
+        guest's NIC."""
+        self._directory, self._binary, self._nic = pathlib.Path(directory), binary, nic
         self._stack = contextlib.ExitStack()
         self._moves = 0
         self.hosts, self.at = [], 0
@@ -202,7 +202,8 @@ class Hosts(contextlib.AbstractContextManager):
         self._moves += 1
         qmp = str(self._directory / f"{stem}.qmp")
         settings = Settings(name="vm", socket=str(at.socket), mac=MAC, ip4=f"{GUEST}/24",
-                            ip6=f"{GUEST6}/64", memory=MEMORY, device=self._device, qmp=qmp, incoming=incoming)
+                            ip6=f"{GUEST6}/64", memory=MEMORY, cpus=1, qmp=qmp, incoming=incoming,
+                            **self._nic)
         guest = Guest.boot(settings, self._directory, stem=stem)
         try:
             return guest, Qmp(qmp, guest.is_alive)
@@ -262,7 +263,9 @@ class Hosts(contextlib.AbstractContextManager):
         try:
             self.guest.wait_awake(AWAKE)
         except host.Problem as problem:
-            raise GuestLost(str(problem), EXIT_LOST) from problem
+            answers = any(each.reaches_guest() for each in self.hosts)
+            echoes = "answers" if answers else "doesn't answer"
+            raise GuestLost(f"{problem}; it {echoes} echo requests", EXIT_LOST) from problem
         wait_for("guest that is known to be elsewhere", lambda: self.learned_at() == target.number)
         for each in self.hosts:
             wait_for(f"guest that host {each.number} reaches", each.reaches_guest)
@@ -372,10 +375,11 @@ def outage(echo, begin, end):
     return {"outage": gap, "requests": len(numbers), "lost": within, "lost_besides": len(lost) - within}
 
 
-def tour(directory, binary, rounds, device="", cancel=False):
+def tour(directory, binary, rounds, cancel=False, **nic):
     """Moves the guest to the second host and back, `rounds` times, under traffic; before that, with
-    `cancel`, it begins to and thinks better of it. Returns all that was seen."""
-    with Hosts(directory, binary, device) as hosts, Traffic(hosts, directory) as traffic:
+    `cancel`, it begins to and thinks better of it. `nic` has Settings of the guest's NIC. Returns all
+    that was seen."""
+    with Hosts(directory, binary, nic) as hosts, Traffic(hosts, directory) as traffic:
         time.sleep(SETTLE)
         cancelled = None
         if cancel:

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::support::machines::machines;
 
-/// The script's exit code when the guest stands still after it moved. QEMU 7.2 does that to a guest
-/// under emulation, with its own network device too: in one of three tours of six moves on a TAP
-/// device, on a busy machine.
+/// The script's exit code when nobody hears of the guest any more after it moved. On a busy machine
+/// QEMU 7.2's emulation was seen to lose a guest that had a NIC on a TAP device, and no switch; so
+/// this alone doesn't tell whose fault it is, and a tour may begin anew. A switch that loses guests
+/// more often than that fails all the same.
 const LOST: i32 = 3;
-/// So a tour may begin anew. What a switch does wrong, it does each time.
 const TRIES: usize = 3;
 
 fn tour(options: &[&str]) -> Value {
@@ -91,7 +91,7 @@ fn ports(switch: &Value) -> impl Iterator<Item = (&String, &serde_json::Map<Stri
 
 #[test]
 fn a_guest_moves_there_and_back_three_times_and_its_connections_live() {
-    let seen = tour(&["--rounds", "3", "--cancel"]);
+    let seen = tour(&["--rounds", "3", "--cancel", "--queues", "2"]);
     assert_sound(&seen, 6, "arp");
     let cancelled = &seen["cancelled"];
     // That logging ended is what the script waited for.
@@ -102,6 +102,7 @@ fn a_guest_moves_there_and_back_three_times_and_its_connections_live() {
 #[test]
 fn the_switch_announces_a_guest_that_does_not_do_it_itself() {
     // Receive buffers of whole pages, which nobody but the switch writes to.
-    let seen = tour(&["--rounds", "1", "--device", "guest_announce=off,mrg_rxbuf=off"]);
+    let device = "guest_announce=off,mrg_rxbuf=off,packed=on";
+    let seen = tour(&["--rounds", "1", "--device", device]);
     assert_sound(&seen, 2, "rarp");
 }

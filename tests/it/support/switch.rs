@@ -163,15 +163,6 @@ pub struct Switch {
     dir: tempfile::TempDir,
 }
 
-/// Drops that are counted at the port which a frame came from; all others at the one it was for.
-const INGRESS_DROPS: [&str; 5] = [
-    "drop_bad_chain",
-    "drop_bad_length",
-    "drop_bad_vnet_header",
-    "drop_no_destination",
-    "drop_reserved_address",
-];
-
 /// Named counters.
 pub type Counters = BTreeMap<String, u64>;
 
@@ -195,21 +186,6 @@ impl Statistics {
     pub fn dropped(&self) -> u64 {
         let counters = self.ports.values().chain(self.workers.values()).flatten();
         counters.filter(|(name, _)| name.starts_with("drop_")).map(|(_, count)| count).sum()
-    }
-
-    /// How many frames more were to go out than did or were dropped there, by the identities of
-    /// `src/port/counters.rs`; 0 when the switch is quiet.
-    pub fn unaccounted(&self) -> i64 {
-        let sum = |names: &[&str]| -> i64 {
-            let of =
-                |counters: &Counters, name: &&str| counters.get(*name).map_or(0, |n| *n as i64);
-            let ports = self.ports.values();
-            ports.map(|counters| names.iter().map(|name| of(counters, name)).sum::<i64>()).sum()
-        };
-        let ingress_drops = sum(&INGRESS_DROPS);
-        let sent = sum(&["ingress_frames", "flooded_copies"]) - sum(&["flooded_frames"]);
-        let egress_drops = self.dropped() as i64 - ingress_drops;
-        sent - ingress_drops - sum(&["egress_frames"]) - egress_drops
     }
 
     /// The lines `stats port=NAME key=value ...` and `stats worker=N key=value ...`, each behind
