@@ -134,6 +134,38 @@ fn a_flood_of_messages_holds_up_nobody() {
 }
 
 #[test]
+fn a_flood_of_kicks_holds_up_nobody() {
+    let mut bench = Bench::new();
+    let mut guest = bench.guest();
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for ring in 0..2 {
+            let kick = guest.ring(ring).signals().kick.try_clone().expect("a descriptor");
+            let (stop, sent) = (&stop, &sent);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // There is nothing to be found in the ring.
+                    kick.write(1).expect("a kick");
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _stop = OnDrop(|| stop.store(true, Ordering::Relaxed));
+        let mut before = 0;
+        for _ in 0..20 {
+            bench.neighbours();
+            let more = || Some(sent.load(Ordering::Relaxed)).filter(|now| *now > before + 1000);
+            before = wait_for("more kicks", PATIENCE, more);
+        }
+        // It is served itself.
+        transfer((&mut guest, 3), (&mut bench.a, 1), 1);
+    });
+    drop(guest);
+    bench.recovers();
+    bench.end();
+}
+
+#[test]
 fn a_flood_of_connections_holds_up_nobody() {
     let mut bench = Bench::new();
     let mut guest = bench.guest();
