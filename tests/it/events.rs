@@ -204,8 +204,8 @@ fn kexec(lan: &mut Lan) {
     end_in_order(lan.guest(2), "kexec -e");
 }
 
-/// Linux 6.1 can hang when it resets a device that it is just sending on (a driver that spins on a
-/// broken ring, without this switch too), so the interface goes down first, as with any orderly end.
+/// Linux can hang when it resets a device that it is just sending on, with any backend (mended by its
+/// commit 0d0eff39ceb3), so the interface goes down first, as with any orderly end.
 fn end_in_order(guest: &mut QemuGuest, command: &str) {
     let line = format!("(sleep 0.1; ip link set eth0 down; {command}) >/dev/null 2>&1 &");
     guest.run(&line, PATIENCE);

@@ -109,6 +109,7 @@ class Ringswitch(Bed, testbed.Testbed):
 
     label, key, role, vhost_mode = "ringswitch, listening", "listening", "server", "client"
     log_ready = rb"\bready: "
+    more_settings = ""
 
     def __init__(self, directory, binary):
         super().__init__(directory)
@@ -135,7 +136,7 @@ class Ringswitch(Bed, testbed.Testbed):
         ports = (f'[[port]]\nname = "vm{number}"\ntype = "vhost-user"\nsocket = "{path}"\n'
                  f'role = "{self.role}"\n' for number, path in self._sockets.items())
         upgrade = f'[upgrade]\nsocket = "{self.directory}/upgrade.sock"\n'
-        settings = "\n".join([upgrade, *ports])
+        settings = "\n".join([upgrade, self.more_settings, *ports])
         (self.directory / "ringswitch.toml").write_text(settings, encoding="ascii")
         self._spawn()
         self._stack.callback(self._end_switch)
@@ -149,6 +150,8 @@ class RingswitchConnecting(Ringswitch):
     """One ringswitch process that connects to QEMU's sockets."""
 
     label, key, role, vhost_mode = "ringswitch, connecting", "connecting", "client", "server"
+    # QEMU is root's here, and so are its sockets.
+    more_settings = '[sandbox]\nuser = "root"\n'
 
 
 class OvsDpdk(Bed, testbed.OvsDpdk):
