@@ -142,7 +142,7 @@ pub struct Model {
     /// Slots that were completed and aren't published.
     unpublished: Vec<(u16, [u8; 8])>,
     /// Slots that were published since it was last decided about a call; how many, and the last.
-    undecided: u32,
+    pub undecided: u32,
     /// What the driver was asked for.
     pub kicks: Option<bool>,
 }
@@ -420,8 +420,9 @@ impl Model {
         }
     }
 
-    /// Whether the driver wants a call for what was published (2.7.10, 2.8.10).
-    pub fn wants_call(&mut self, image: &Image) -> bool {
+    /// Whether the driver wants a call for what was published (2.7.10, 2.8.10). `got` is what it gets,
+    /// which is right in any case if it asks for one at a slot that there isn't.
+    pub fn wants_call(&mut self, image: &Image, got: bool) -> bool {
         let slots = std::mem::take(&mut self.undecided);
         if slots == 0 {
             return false;
@@ -438,6 +439,7 @@ impl Model {
         let (event, flags) = (image.u16(avail), image.u16(avail + 2) & 3);
         match flags {
             1 => false,
+            2 if event_idx && event & 0x7fff >= size => got,
             2 if event_idx => {
                 let (mut at, mut wrap) = (self.next, self.wrap);
                 let mut passed = slots >= u32::from(size);
