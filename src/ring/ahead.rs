@@ -25,8 +25,8 @@ const _: () = assert!(LOOK_AHEAD <= BURST);
 const MAX_BUFFERS: usize = 256;
 /// Each buffer but so many of a frame's must hold so many bytes of it: taking a frame's bytes to
 /// its guest must not cost more because that guest posts them one by one.
-const SMALL_BUFFERS: usize = 4;
-const BUFFER_BYTES: u32 = 256;
+pub(super) const SMALL_BUFFERS: usize = 4;
+pub(super) const BUFFER_BYTES: u32 = 256;
 /// Descriptors of receive buffers that are read for one burst. One more chain may come on top.
 const BURST_DESCRIPTORS: usize = 4096;
 

@@ -17,6 +17,7 @@ use proptest::prelude::*;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
+use super::ahead::{BUFFER_BYTES, SMALL_BUFFERS};
 use super::driver::{BASE, BUFFERS, Driver, INDIRECT, NEXT, WRITE};
 use super::tests::{deliver, take};
 use super::{AnyReceiver, Ring, RxFault, feature};
@@ -404,7 +405,13 @@ impl Devices {
         let memory = Arc::clone(&self.memory);
         let mut start = self.queue.next_avail();
         let (mut buffers, mut room, mut refused) = (Vec::new(), 0, false);
-        while room < 12 + frame.len() {
+        let need = 12 + frame.len();
+        while room < need {
+            // Our own rule: not very many very small ones.
+            if buffers.len() >= SMALL_BUFFERS + need / BUFFER_BYTES as usize {
+                self.queue.set_next_avail(start);
+                return (Err(RxFault::TooSmall), refused);
+            }
             let Some(chain) = self.queue.pop_descriptor_chain(Arc::clone(&memory)) else {
                 self.queue.set_next_avail(start);
                 return (Err(RxFault::Full), refused);
