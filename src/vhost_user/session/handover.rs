@@ -108,6 +108,10 @@ impl Script<'_> {
             }
             return Ok(());
         }
+        if regions.is_empty() {
+            // All were taken away: as if there had never been any, which no table can say.
+            return Ok(());
+        }
         let count = [regions.len() as u32, 0].map(u32::to_ne_bytes).concat();
         let payload = [vec![count], regions.iter().map(bytes).collect()].concat().concat();
         let files: Vec<_> = regions.iter().map(|region| region.file.as_raw_fd()).collect();
