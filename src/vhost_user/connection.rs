@@ -88,7 +88,6 @@ pub(super) enum Wish {
 }
 
 /// What a session needs of the process that it is in.
-#[derive(Clone)]
 pub struct Place {
     /// The rings of the port.
     pub queues: Arc<Queues>,

@@ -11,8 +11,8 @@ use fakeguest::split::{Descriptor, INDIRECT, NEXT, WRITE};
 use fakeguest::{Frame, Guest, Layout, Received, features};
 
 use crate::support::lan::{PATIENCE, guest};
-use crate::support::over_both_formats;
 use crate::support::switch::Switch;
+use crate::support::{Raise, over_both_formats};
 
 over_both_formats! {
     what_arrives_is_what_was_judged_however_it_is_rewritten
@@ -195,15 +195,6 @@ impl Rewriter {
     }
 }
 
-/// Runs it when dropped, on a panic too.
-struct OnDrop<F: Fn()>(F);
-
-impl<F: Fn()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
 /// Frames that came to a receiver: each is one that the hostile guest could send there.
 fn check(got: &Received, receiver: u8, simple: bool) {
     let bytes = &got.bytes;
@@ -276,7 +267,7 @@ fn what_arrives_is_what_was_judged_however_it_is_rewritten(format: u64) {
     let (stop, start) = (AtomicBool::new(false), Instant::now());
     let mut arrived = [0u64; 2];
     std::thread::scope(|scope| {
-        let _stop = OnDrop(|| stop.store(true, Ordering::Relaxed));
+        let _stop = Raise(&stop);
         for (seed, leads) in [(0x9e37_79b9_7f4a_7c15, true), (0x1234_5678_9abc_def1, false)] {
             let (hostile, stop) = (&hostile, &stop);
             scope.spawn(move || hostile.run(seed, leads, stop));

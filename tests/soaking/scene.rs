@@ -14,6 +14,7 @@ use super::books::Books;
 use super::dice::Dice;
 use super::machine::{self, Control, Done, Files};
 use super::stream::{self, Stream};
+use super::support::Raise;
 use super::support::machines::{UPLINK, set_up_host};
 use super::support::netns::Netns;
 use super::support::proc::{Holdings, holdings};
@@ -62,15 +63,6 @@ struct Scene<'a> {
     taken: Vec<(&'static str, u64)>,
     epoch: u64,
     rounds: u64,
-}
-
-/// Sets a flag when it goes, on a panic too.
-struct Raise<'a>(&'a AtomicBool);
-
-impl Drop for Raise<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Plays until the time is over; panics when something is wrong.

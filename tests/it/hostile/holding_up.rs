@@ -12,15 +12,14 @@ use std::time::Duration;
 
 use fakeguest::features::OFFLOADS;
 use fakeguest::frames::{Frame, mac};
-use fakeguest::memory::Region;
 use fakeguest::protocol::code;
 use fakeguest::ring::make_blocking;
 use fakeguest::{Guest, Layout, Memory};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Bench, PATIENCE, message, transfer};
+use super::{Bench, PATIENCE, message, page, transfer};
+use crate::support::Raise;
 use crate::support::proc::holdings;
-use crate::support::wait_for;
 
 #[test]
 fn silence_in_the_middle_of_a_message_holds_up_nobody() {
@@ -90,15 +89,6 @@ fn a_frontend_that_reads_no_answers_holds_up_nobody() {
     bench.end();
 }
 
-/// Runs it when dropped, on a panic too.
-struct OnDrop<F: Fn()>(F);
-
-impl<F: Fn()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
 #[test]
 fn a_flood_of_messages_holds_up_nobody() {
     let mut bench = Bench::new();
@@ -118,14 +108,8 @@ fn a_flood_of_messages_holds_up_nobody() {
                 }
             }
         });
-        let _stop = OnDrop(|| stop.store(true, Ordering::Relaxed));
-        let mut before = 0;
-        for _ in 0..20 {
-            bench.neighbours();
-            // It goes on meanwhile.
-            let more = || Some(sent.load(Ordering::Relaxed)).filter(|now| *now > before + 20);
-            before = wait_for("more of the flood", PATIENCE, more);
-        }
+        let _stop = Raise(&stop);
+        bench.neighbours_beside(&sent, 20);
     });
     guest.sync().expect("all of it was served");
     drop(guest);
@@ -150,13 +134,8 @@ fn a_flood_of_kicks_holds_up_nobody() {
                 }
             });
         }
-        let _stop = OnDrop(|| stop.store(true, Ordering::Relaxed));
-        let mut before = 0;
-        for _ in 0..20 {
-            bench.neighbours();
-            let more = || Some(sent.load(Ordering::Relaxed)).filter(|now| *now > before + 1000);
-            before = wait_for("more kicks", PATIENCE, more);
-        }
+        let _stop = Raise(&stop);
+        bench.neighbours_beside(&sent, 1000);
         // It is served itself.
         transfer((&mut guest, 3), (&mut bench.a, 1), 1);
     });
@@ -320,12 +299,8 @@ fn frontends_that_use_up_all_descriptors_stop_nobody() {
     set(before + 20);
     // Each region takes one; at some point the message comes without it.
     let file = Memory::new(&[(0, 4096)]).expect("memory");
-    let region = |n: u64| {
-        let (guest_addr, user_addr) = ((1 << 40) + n * 8192, (1 << 50) + n * 8192);
-        Region { guest_addr, size: 4096, user_addr, file_offset: 0 }
-    };
     let taken =
-        (0..100).take_while(|n| guest.connection().add_mem_reg(&region(*n), file.file()).is_ok());
+        (0..100).take_while(|n| guest.connection().add_mem_reg(&page(*n), file.file()).is_ok());
     let taken = taken.count();
     assert!((5..=30).contains(&taken), "{taken} regions were taken");
     assert!(guest.connection().closed_within(PATIENCE));

@@ -8,7 +8,7 @@ use fakeguest::memory::Region;
 use fakeguest::protocol::{code, region_bytes};
 use fakeguest::{Guest, Layout, Memory};
 
-use super::{Bench, End, PATIENCE, attack, state, transfer};
+use super::{Bench, End, PATIENCE, attack, page, state, transfer};
 
 #[test]
 fn regions_that_cannot_be_are_refused() {
@@ -56,13 +56,9 @@ fn more_regions_than_slots_are_refused() {
     let mut guest = bench.guest();
     let slots = guest.connection().get_max_mem_slots().expect("a number");
     let file = Memory::new(&[(0, 4096)]).expect("memory");
-    let region = |n: u64| {
-        let (guest_addr, user_addr) = ((1 << 40) + n * 8192, (1 << 50) + n * 8192);
-        Region { guest_addr, size: 4096, user_addr, file_offset: 0 }
-    };
     let mut taken = guest.memory().regions().len() as u64;
     for n in 0..600 {
-        match guest.connection().add_mem_reg(&region(n), file.file()) {
+        match guest.connection().add_mem_reg(&page(n), file.file()) {
             Ok(()) => taken += 1,
             Err(_) => assert_eq!(taken, slots, "{n} regions were taken"),
         }
@@ -70,8 +66,8 @@ fn more_regions_than_slots_are_refused() {
     assert_eq!(taken, slots);
     // It works with as many; and with one less there is room for another.
     transfer((&mut guest, 3), (&mut bench.a, 1), 1);
-    guest.connection().rem_mem_reg(&region(0)).expect("removed");
-    guest.connection().add_mem_reg(&region(700), file.file()).expect("added");
+    guest.connection().rem_mem_reg(&page(0)).expect("removed");
+    guest.connection().add_mem_reg(&page(700), file.file()).expect("added");
     transfer((&mut bench.a, 1), (&mut guest, 3), 2);
     drop(guest);
     bench.recovers();

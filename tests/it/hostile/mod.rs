@@ -8,14 +8,17 @@ mod messages;
 use std::io::ErrorKind;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fakeguest::frames::{Frame, mac};
+use fakeguest::memory::Region;
 use fakeguest::protocol::{Acks, Connection, NEED_REPLY, VERSION};
 use fakeguest::{Guest, Layout};
 
 use crate::support::proc::{Holdings, holdings, holds_again};
 use crate::support::switch::Switch;
+use crate::support::wait_for;
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,6 +68,18 @@ impl Bench {
         self.seed += 1;
         transfer((&mut self.a, 1), (&mut self.b, 2), self.seed);
         transfer((&mut self.b, 2), (&mut self.a, 1), self.seed);
+    }
+
+    /// The same, again and again, while a flood goes on: between two times `sent` must have grown by
+    /// more than `least`.
+    #[track_caller]
+    fn neighbours_beside(&mut self, sent: &AtomicU64, least: u64) {
+        let mut before = 0;
+        for _ in 0..20 {
+            self.neighbours();
+            let more = || Some(sent.load(Ordering::Relaxed)).filter(|now| *now > before + least);
+            before = wait_for("more of the flood", PATIENCE, more);
+        }
     }
 
     /// The same, among announcements of somebody else's.
@@ -117,6 +132,12 @@ fn transfer(from: (&mut Guest, u8), to: (&mut Guest, u8), seed: u32) {
         assert_eq!(got.bytes, frame.bytes);
     }
     assert!(from.0.flush(0, PATIENCE));
+}
+
+/// Region `n` of one page, which is no neighbour of another.
+fn page(n: u64) -> Region {
+    let (guest_addr, user_addr) = ((1 << 40) + n * 8192, (1 << 50) + n * 8192);
+    Region { guest_addr, size: 4096, user_addr, file_offset: 0 }
 }
 
 /// A header with these fields.

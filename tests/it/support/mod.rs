@@ -14,6 +14,7 @@ pub mod stream;
 pub mod switch;
 pub mod testpmd;
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Runs tests over guests with rings of both formats: each takes the feature bit that says which.
@@ -41,9 +42,17 @@ pub fn wait_for<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Opt
     }
 }
 
+/// Sets a flag when it goes, on a panic too: threads that look at it end.
+pub struct Raise<'a>(pub &'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A name that no other test, thread or run uses at this time, of at most 13 characters.
 pub fn unique(prefix: &str) -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{prefix}{:x}-{count:x}", std::process::id())
