@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use fakeguest::features::RING_PACKED;
+use fakeguest::features::{RING_PACKED, protocol};
 use fakeguest::frames::{Frame, mac};
 use fakeguest::host::{PacketSocket, within};
 use fakeguest::protocol::{NEED_REPLY, VERSION, code};
@@ -350,6 +350,31 @@ fn a_frontend_that_takes_memory_away_holds_nobody_else_up() {
     dirty.file().set_len(1).expect("a shorter file");
     bench.through(|switch| switch.upgrade());
     assert!(guest.connection().closed_within(PATIENCE));
+    bench.switch.stop();
+}
+
+/// A table has one to 32 regions. One by one there can be more, and fewer; and whether the frontend
+/// still speaks so it may decide anew.
+#[test]
+fn memory_that_no_table_can_tell_goes_on() {
+    let mut bench = Bench::new(three_ports(), 0);
+    let regions: Vec<_> = (0..40).map(|at| (at << 32, 48 << 20)).collect();
+    let Bench { switch, a, .. } = &mut bench;
+    let mut guest = Guest::builder(switch.socket("c")).regions(&regions).attach().expect("a guest");
+    let by_table = protocol::ALL & !protocol::CONFIGURE_MEM_SLOTS;
+    for features in [by_table, 0] {
+        guest.change_protocol_features(features).expect("negotiated anew");
+        switch.upgrade();
+        send((a, 1), (&mut guest, 3), 1);
+        send((&mut guest, 3), (a, 1), 2);
+    }
+    guest.change_protocol_features(protocol::ALL).expect("negotiated anew");
+    for region in guest.memory().regions() {
+        guest.connection().rem_mem_reg(region).expect("taken away");
+    }
+    guest.change_protocol_features(by_table).expect("negotiated anew");
+    bench.through(|switch| switch.upgrade());
+    guest.sync().expect("the connection is the same");
     bench.switch.stop();
 }
 

@@ -31,18 +31,13 @@ impl Session {
         if self.features_read {
             script.say(request::GET_FEATURES, &[], &[])?;
         }
-        if self.protocol_features != 0 {
-            script.number(request::SET_PROTOCOL_FEATURES, self.protocol_features, None)?;
-        }
+        self.tell_memory(&script)?;
+        script.number(request::SET_PROTOCOL_FEATURES, self.protocol_features, None)?;
         if self.features != 0 {
             script.number(request::SET_FEATURES, self.features, None)?;
         }
         if self.status != 0 {
             script.number(request::SET_STATUS, self.status.into(), None)?;
-        }
-        if let Some(memory) = &self.memory {
-            let slots = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits();
-            script.memory(&memory.specs()?, self.protocol_features & slots != 0)?;
         }
         if let Some(log) = &self.log {
             let (file, size, offset) = log.source()?;
@@ -50,6 +45,17 @@ impl Session {
             script.say(request::SET_LOG_BASE, &payload, &[file.as_raw_fd()])?;
         }
         Ok(())
+    }
+
+    /// One region at a time, whatever the frontend does: a table holds neither none nor more than
+    /// 32 (the `vhost` crate's limit), and a session can have come to both.
+    fn tell_memory(&self, script: &Script) -> io::Result<()> {
+        let Some(memory) = &self.memory else {
+            return Ok(());
+        };
+        let by_slot = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits();
+        script.number(request::SET_PROTOCOL_FEATURES, by_slot, None)?;
+        memory.specs()?.iter().try_for_each(|region| script.region(region))
     }
 
     /// Takes the rings out of work and tells them. No worker may be at work: frames for this guest
@@ -97,25 +103,12 @@ impl Script<'_> {
         self.say(request, &value.to_ne_bytes(), descriptor.as_slice())
     }
 
-    fn memory(&self, regions: &[RegionSpec], by_slot: bool) -> io::Result<()> {
-        let bytes = |r: &RegionSpec| {
-            [r.guest_addr, r.size, r.user_addr, r.mmap_offset].map(u64::to_ne_bytes).concat()
-        };
-        if by_slot {
-            for region in regions {
-                let payload = [vec![0; 8], bytes(region)].concat();
-                self.say(request::ADD_MEM_REG, &payload, &[region.file.as_raw_fd()])?;
-            }
-            return Ok(());
-        }
-        if regions.is_empty() {
-            // All were taken away: as if there had never been any, which no table can say.
-            return Ok(());
-        }
-        let count = [regions.len() as u32, 0].map(u32::to_ne_bytes).concat();
-        let payload = [vec![count], regions.iter().map(bytes).collect()].concat().concat();
-        let files: Vec<_> = regions.iter().map(|region| region.file.as_raw_fd()).collect();
-        self.say(request::SET_MEM_TABLE, &payload, &files)
+    fn region(&self, region: &RegionSpec) -> io::Result<()> {
+        let padding = 0;
+        let fields =
+            [padding, region.guest_addr, region.size, region.user_addr, region.mmap_offset];
+        let payload = fields.map(u64::to_ne_bytes).concat();
+        self.say(request::ADD_MEM_REG, &payload, &[region.file.as_raw_fd()])
     }
 
     /// A ring runs when its last message was followed, not earlier.

@@ -361,6 +361,13 @@ impl Guest {
             .try_for_each(|ring| self.connection.set_vring_enable(ring as u32, ring / 2 < pairs))
     }
 
+    /// Decides anew which protocol features are in use. Returns when the backend knows.
+    pub fn change_protocol_features(&mut self, features: u64) -> io::Result<()> {
+        self.connection.set_protocol_features(features)?;
+        self.protocol_features = features;
+        self.sync()
+    }
+
     /// Returns when the backend has dealt with everything sent so far: a round trip, for messages
     /// that nobody acknowledges.
     pub fn sync(&self) -> io::Result<()> {
