@@ -7,13 +7,14 @@
 //!
 //! Imports go only towards the left; modules of one group never import each other:
 //!
-//! `sys wire config | mem table | frame | ring | stage port vhost_user | worker | control | main`
+//! `sys wire config api | mem table | frame | ring | stage port vhost_user | worker | control | main`
 //!
 //! | module | job |
 //! |---|---|
 //! | [`sys`] | system calls as safe types: epoll, taps, sockets, signals |
 //! | [`wire`] | views of Ethernet, IP, TCP, UDP and the virtio-net header; checksums; segmentation |
 //! | [`config`] | raw settings to validated settings |
+//! | [`api`] | what the API says: types |
 //! | [`mem`] | guest memory: regions, translation, segments, the copy, the dirty log |
 //! | [`table`] | the MAC table |
 //! | [`frame`] | `Frame`, `Burst`, `Verdict`, `DropReason`, `PortId` |
@@ -27,6 +28,7 @@
 //! `unsafe` is allowed in `sys`, `mem` and `ring` only.
 #![deny(unsafe_code)]
 
+pub mod api;
 pub mod config;
 pub mod control;
 pub mod frame;

@@ -18,6 +18,7 @@ use ringswitch::config::{ConfigErrors, Settings};
 use ringswitch::control::{self, Start};
 
 use cli::attach::{AttachError, Attachment};
+use cli::client::ClientError;
 use cli::{ArgsArgs, Cli, Command, LogLevel, RunArgs};
 
 /// Why a command failed, sorted by what the operator has to look at.
@@ -38,6 +39,8 @@ enum Failure {
     Spawn(#[source] io::Error),
     #[error("the switch that runs goes on; the reason stands above")]
     NotUpgraded,
+    #[error(transparent)]
+    Api(#[from] ClientError),
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
 }
@@ -52,7 +55,11 @@ impl From<ConfigErrors> for Failure {
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::Run(_) | Failure::Output(_) | Failure::Spawn(_) | Failure::NotUpgraded => 1,
+            Failure::Run(_)
+            | Failure::Api(_)
+            | Failure::Output(_)
+            | Failure::Spawn(_)
+            | Failure::NotUpgraded => 1,
             Failure::Config(_) | Failure::Attach(_) | Failure::NoUpgradeSocket => 2,
         }
     }
@@ -66,6 +73,7 @@ fn main() -> ExitCode {
         Command::Upgrade(args) => cli::upgrade::run(&args.run),
         Command::Check { file } => check(file),
         Command::Args(args) => attach(args),
+        Command::Show(args) => cli::show::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

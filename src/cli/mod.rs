@@ -4,6 +4,9 @@
 //! library's; arguments take the same checks.
 
 pub mod attach;
+pub mod client;
+pub mod show;
+mod tables;
 pub mod upgrade;
 
 use std::path::{self, PathBuf};
@@ -20,6 +23,8 @@ Examples:
     ringswitch run --config /etc/ringswitch.toml
   A new version in the place of the one that runs, without a pause:
     ringswitch upgrade --config /etc/ringswitch.toml
+  What goes through it now, each second:
+    ringswitch show ports --watch
   What QEMU needs to attach a guest to the port vm1:
     ringswitch args qemu vm1 --config /etc/ringswitch.toml
 
@@ -78,6 +83,8 @@ pub enum Command {
     },
     /// Print what attaches a guest to a port
     Args(ArgsArgs),
+    /// Show what the switch that runs does
+    Show(show::ShowArgs),
 }
 
 #[derive(Debug, Args)]
@@ -85,7 +92,7 @@ pub enum Command {
 #[command(group = ArgGroup::new("what").args(["config", "ports", "uplink"]).required(true).multiple(true))]
 pub struct RunArgs {
     /// The configuration file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["ports", "uplink", "workers", "poll", "upgrade_socket", "user"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ports", "uplink", "workers", "poll", "upgrade_socket", "api_socket", "user"])]
     config: Option<PathBuf>,
     /// A vhost-user port and the socket to listen on; may be repeated
     #[arg(long = "port", value_name = "NAME=SOCKET", value_parser = port)]
@@ -102,6 +109,9 @@ pub struct RunArgs {
     /// The socket on which `ringswitch upgrade` finds this switch; root's and its user's only
     #[arg(long, value_name = "PATH", value_parser = absolute)]
     upgrade_socket: Option<PathBuf>,
+    /// The socket on which `ringswitch show` finds this switch; root's and its user's only
+    #[arg(long, value_name = "PATH", value_parser = absolute)]
+    api_socket: Option<PathBuf>,
     /// Take the place of the switch behind the upgrade socket: `ringswitch upgrade` starts it so
     #[arg(long, hide = true)]
     pub take_over: bool,
@@ -180,6 +190,9 @@ impl RunArgs {
         }
         if let Some(socket) = &self.upgrade_socket {
             settings.upgrade = Some(socket.clone());
+        }
+        if let Some(socket) = &self.api_socket {
+            settings.api = Some(socket.clone());
         }
         if let Some(user) = &self.user {
             settings.sandbox.user = Some(user.clone());

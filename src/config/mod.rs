@@ -20,6 +20,7 @@ mod validate;
 
 use std::fs::File;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use toml::Spanned;
 
 use problem::Source;
 pub use problem::{ConfigErrors, Position, Problem};
-use raw::{RawMacTable, RawPort, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
+use raw::{RawApi, RawMacTable, RawPort, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
 
 /// The largest configuration file, in bytes; [`MAX_PORTS`] ports need a quarter of it.
 const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -43,6 +44,10 @@ pub struct Settings {
     pub mac_table: MacTableSettings,
     /// The socket on which another process may take this one's place: absolute, at most 107 bytes.
     pub upgrade: Option<PathBuf>,
+    /// The socket of the API: absolute, at most 107 bytes.
+    pub api: Option<PathBuf>,
+    /// Where Prometheus finds metrics over TCP: an address of this host alone.
+    pub metrics: Option<SocketAddr>,
     /// What the process gives up once it has opened its ports.
     pub sandbox: SandboxSettings,
     /// The ports in the order of the file: 1 to [`MAX_PORTS`], of which at most one is the uplink.
@@ -126,6 +131,7 @@ impl Settings {
             workers: RawWorkers::default(),
             mac_table: RawMacTable::default(),
             upgrade: RawUpgrade::default(),
+            api: RawApi::default(),
             sandbox: RawSandbox::default(),
             port: raw.into_iter().map(unplaced).collect(),
         };

@@ -20,6 +20,8 @@ pub(super) struct RawSettings {
     #[serde(default)]
     pub upgrade: RawUpgrade,
     #[serde(default)]
+    pub api: RawApi,
+    #[serde(default)]
     pub sandbox: RawSandbox,
     #[serde(default)]
     pub port: Vec<Spanned<RawPort>>,
@@ -30,6 +32,14 @@ pub(super) struct RawSettings {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RawUpgrade {
     pub socket: Option<Spanned<String>>,
+}
+
+/// The table `[api]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawApi {
+    pub socket: Option<Spanned<String>>,
+    pub metrics: Option<Spanned<String>>,
 }
 
 /// The table `[workers]`.

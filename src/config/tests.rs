@@ -86,7 +86,8 @@ const PAGE: &str = include_str!("../../docs/configuration.md");
 #[test]
 fn the_example_and_the_page_name_every_key() {
     let example = include_str!("../../docs/ringswitch.toml");
-    let tables = [("[workers]", 3), ("[mac-table]", 3), ("[sandbox]", 2), ("[[port]]", 12)];
+    let tables =
+        [("[workers]", 3), ("[mac-table]", 3), ("[api]", 2), ("[sandbox]", 2), ("[[port]]", 12)];
     for (table, count) in tables {
         // The error about an unknown key lists the known ones.
         let error = bad1(&format!("{table}\nsurplus = 1\n"));
@@ -326,6 +327,29 @@ fn unusable_names_paths_owners_and_modes_are_refused() {
     for (mode, bits) in [("0660", 0o660), ("600", 0o600), ("0000", 0), ("777", 0o777)] {
         let settings = good(&format!("{PORT}mode = \"{mode}\"\n"));
         assert_eq!(vhost_user(&settings.ports[0]).mode, Some(bits));
+    }
+}
+
+#[test]
+fn sockets_of_the_switch_are_no_port_s_and_metrics_stay_on_the_host() {
+    let settings = good(&format!(
+        "[api]\nsocket = \"/run/api\"\nmetrics = \"[::1]:9479\"\n[upgrade]\nsocket = \"/u\"\n{PORT}"
+    ));
+    assert_eq!(settings.api.as_deref(), Some(Path::new("/run/api")));
+    assert_eq!(settings.metrics, "[::1]:9479".parse().ok());
+    for (table, reason) in [
+        ("[api]\nsocket = \"/run/vm1.sock\"", "the API socket is the socket of port \"vm1\", too"),
+        ("[upgrade]\nsocket = \"/u\"\n[api]\nsocket = \"/u\"", "is the upgrade socket, too"),
+        ("[api]\nsocket = \"api\"", "expected an absolute path"),
+    ] {
+        let message = bad1(&format!("{table}\n{PORT}"));
+        assert!(message.contains(reason), "{message}");
+    }
+    for address in
+        ["", "9479", "localhost:9479", "0.0.0.0:9479", "10.0.0.1:9479", "127.0.0.1:0", "[::]:1"]
+    {
+        let message = bad1(&format!("[api]\nmetrics = \"{address}\"\n{PORT}"));
+        assert!(message.contains("expected a port of this host alone"), "{message}");
     }
 }
 

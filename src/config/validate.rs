@@ -4,6 +4,7 @@
 //! one problem is enough to make the whole fail.
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use toml::Spanned;
 
 use super::ports;
 use super::problem::{ConfigErrors, Problem, Source};
-use super::raw::{Integer, RawMacTable, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
+use super::raw::{Integer, RawMacTable, RawSandbox, RawSettings, RawWorkers};
 use super::{
     MAX_WORKERS, MacTableSettings, PollMode, PortKind, PortSettings, SandboxMode, SandboxSettings,
     Settings, WorkerSettings,
@@ -32,21 +33,43 @@ pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings
     let mac_table = mac_table(&mut check, &raw.mac_table);
     let sandbox = sandbox(&mut check, &raw.sandbox);
     let ports = ports::ports(&mut check, &raw.port, mac_table.capacity);
-    let upgrade = upgrade(&mut check, &raw.upgrade, &ports);
+    let upgrade = own_socket(&mut check, "upgrade", raw.upgrade.socket.as_ref(), &ports);
+    let api = own_socket(&mut check, "API", raw.api.socket.as_ref(), &ports);
+    if let (Some(at), true) = (&raw.api.socket, api.is_some() && api == upgrade) {
+        check.report(at, "the API socket is the upgrade socket, too");
+    }
+    let metrics = raw.api.metrics.as_ref().and_then(|at| loopback(&mut check, at));
     ConfigErrors::none_or(check.problems)?;
-    Ok(Settings { workers, mac_table, upgrade, sandbox, ports })
+    Ok(Settings { workers, mac_table, upgrade, api, metrics, sandbox, ports })
 }
 
-fn upgrade(check: &mut Check<'_>, raw: &RawUpgrade, ports: &[PortSettings]) -> Option<PathBuf> {
-    let at = raw.socket.as_ref()?;
+/// The address under `metrics`. Whoever reaches it may read: only this host may.
+fn loopback(check: &mut Check<'_>, at: &Spanned<String>) -> Option<SocketAddr> {
+    let address = at.as_ref().parse::<SocketAddr>().ok();
+    let address = address.filter(|address| address.ip().is_loopback() && address.port() != 0);
+    if address.is_none() {
+        let value = at.as_ref();
+        let expected = "expected a port of this host alone, such as \"127.0.0.1:9479\"";
+        check.report(at, &format!("`metrics` is {value:?}; {expected}"));
+    }
+    address
+}
+
+/// The path of a socket that is no port's; `what` names it.
+fn own_socket(
+    check: &mut Check<'_>,
+    what: &str,
+    at: Option<&Spanned<String>>,
+    ports: &[PortSettings],
+) -> Option<PathBuf> {
+    let at = at?;
     let path = ports::socket_path(check, at)?;
     let owner = ports.iter().find(|port| match &port.kind {
         PortKind::VhostUser(settings) => settings.socket == path,
         PortKind::Tap(_) => false,
     });
     if let Some(port) = owner {
-        let message = format!("the upgrade socket is the socket of port {:?}, too", port.name);
-        check.report(at, &message);
+        check.report(at, &format!("the {what} socket is the socket of port {:?}, too", port.name));
     }
     Some(path)
 }

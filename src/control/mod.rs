@@ -1,5 +1,6 @@
 //! Builds the switch from its settings, runs it, and ends it.
 
+pub mod api;
 mod open;
 mod statistics;
 mod switch;
@@ -11,6 +12,7 @@ use std::path::Path;
 use sd_notify::NotifyState;
 use thiserror::Error;
 
+use api::{ApiServer, DoorError, View};
 pub use open::Opened;
 pub use statistics::Statistics;
 pub use switch::Switch;
@@ -58,6 +60,9 @@ pub enum Error {
     /// The upgrade socket can't be listened on.
     #[error("upgrade socket")]
     UpgradeSocket(#[from] SocketError),
+    /// Clients of the API can't come in.
+    #[error(transparent)]
+    Door(#[from] DoorError),
     /// The place of the running switch can't be taken.
     #[error("not upgraded; the switch that runs goes on")]
     Upgrade(#[from] UpgradeError),
@@ -88,16 +93,30 @@ pub fn run(settings: Settings, start: Start) -> Result<(), Error> {
         (Start::TakeOver, Some(socket)) => take_over(&settings, socket)?,
         (_, socket) => start_fresh(&settings, socket)?,
     };
-    let Started { switch, server, sandbox } = started;
+    let Started { switch, server, api, sandbox } = started;
     log::info!("ready: {} ports, {} workers", settings.ports.len(), settings.workers.count);
     tell_systemd();
     let ender = signals.ender();
     let heir = std::thread::scope(|scope| {
         let (sandbox, switch, ender) = (&sandbox, &switch, &ender);
+        let api = api.as_ref();
+        if let Some(api) = api {
+            let view = View::new(switch, &settings);
+            let serve = move || {
+                sandbox.confine(Thread::Api);
+                if let Err(error) = api.serve(view) {
+                    log::error!("nobody is there to answer for the API: {error}");
+                }
+            };
+            let thread = std::thread::Builder::new().name("api".into());
+            if let Err(error) = thread.spawn_scoped(scope, serve) {
+                log::error!("nobody is there to answer for the API: {error}");
+            }
+        }
         let serving = server.as_ref().and_then(|server| {
             let serve = move || {
                 sandbox.confine(Thread::Upgrade);
-                let heir = server.serve(switch);
+                let heir = server.serve(switch, api);
                 ender.end();
                 heir
             };
@@ -110,6 +129,7 @@ pub fn run(settings: Settings, start: Start) -> Result<(), Error> {
             switch.statistics().log();
         }
         server.iter().for_each(UpgradeServer::stop);
+        api.iter().for_each(|api| api.stop());
         serving.and_then(|thread| thread.join().ok().flatten())
     });
     switch.stop().log();
@@ -132,31 +152,35 @@ fn tell_systemd() {
 struct Started {
     switch: Switch,
     server: Option<UpgradeServer>,
+    api: Option<ApiServer>,
     sandbox: Sandbox,
 }
 
 fn start_fresh(settings: &Settings, socket: Option<&Path>) -> Result<Started, Error> {
     let server = socket.map(|path| UpgradeServer::new(path, None)).transpose()?;
+    let api = ApiServer::new(settings, Vec::new())?;
     let opened = Opened::new(settings)?;
     let sandbox = enter_sandbox(settings)?;
     let switch = Switch::start(settings, opened, &sandbox)?;
-    Ok(Started { switch, server, sandbox })
+    Ok(Started { switch, server, api, sandbox })
 }
 
 fn take_over(settings: &Settings, socket: &Path) -> Result<Started, Error> {
     let (mut predecessor, mut inherited) = Predecessor::meet(socket, settings)?;
     let (log, listener) = (inherited.log.take(), inherited.listener.take());
     let server = UpgradeServer::new(socket, listener)?;
+    let api = ApiServer::new(settings, std::mem::take(&mut inherited.doors))?;
     let opened = Opened::with(settings, &mut inherited)?;
     let streams =
         Streams::new(log).map_err(|source| Error::System { what: "open /dev/null", source })?;
     let sandbox = enter_sandbox(settings)?;
     let switch = Switch::take_over(settings, opened, &mut predecessor, &inherited, &sandbox)?;
     server.own();
+    api.iter().for_each(ApiServer::own);
     if let Err(error) = streams.hand_to(&format!("{}\n", predecessor.pid())) {
         log::warn!("cannot go on with the other process's standard error: {error}");
     }
-    Ok(Started { switch, server: Some(server), sandbox })
+    Ok(Started { switch, server: Some(server), api, sandbox })
 }
 
 /// Gives up what isn't needed any more.
@@ -170,8 +194,11 @@ fn enter_sandbox(settings: &Settings) -> Result<Sandbox, SandboxError> {
         PortKind::VhostUser(vhost) if vhost.role == SocketRole::Server => Some(&vhost.socket),
         PortKind::VhostUser(_) | PortKind::Tap(_) => None,
     });
-    let directories: BTreeSet<_> =
-        ours.chain(&settings.upgrade).filter_map(|socket| socket.parent()).collect();
+    let directories: BTreeSet<_> = ours
+        .chain(&settings.upgrade)
+        .chain(&settings.api)
+        .filter_map(|socket| socket.parent())
+        .collect();
     sandbox::enter(&Plan {
         user: wanted.user.as_deref(),
         strict: wanted.mode == SandboxMode::Strict,

@@ -1,7 +1,7 @@
 //! What the switch has counted, at one moment.
 
 use crate::port::Totals;
-use crate::worker::Shared;
+use crate::worker::{Shared, WorkerCounters};
 
 /// The counters of ports and workers.
 #[derive(Clone, Debug)]
@@ -16,7 +16,16 @@ pub struct Statistics {
 
 impl Statistics {
     pub(super) fn collect(shared: &Shared) -> Self {
-        let workers = shared.counters.iter().map(|c| {
+        Self {
+            ports: shared.ports.iter().map(|p| (p.name.clone(), p.totals())).collect(),
+            workers: Self::workers(shared),
+            macs: shared.macs.len(),
+        }
+    }
+
+    /// Name and value of each counter, for each worker.
+    pub(super) fn workers(shared: &Shared) -> Vec<Vec<(&'static str, u64)>> {
+        let of = |c: &WorkerCounters| {
             vec![
                 ("frames", c.frames.get()),
                 ("busy_cycles", c.busy_cycles.get()),
@@ -24,12 +33,8 @@ impl Statistics {
                 ("looks", c.looks.get()),
                 ("passed_over", c.passed_over.get()),
             ]
-        });
-        Self {
-            ports: shared.ports.iter().map(|p| (p.name.clone(), p.totals())).collect(),
-            workers: workers.collect(),
-            macs: shared.macs.len(),
-        }
+        };
+        shared.counters.iter().map(of).collect()
     }
 
     /// Writes one line for each port and worker to the log, as `key=value` pairs.

@@ -51,6 +51,10 @@ macro_rules! counters {
         }
 
         impl Totals {
+            /// Name and meaning of each counter but the drops, in the order of [`Self::named`].
+            pub const MEANINGS: &'static [(&'static str, &'static str)] =
+                &[$((stringify!($name), $text),)*];
+
             /// Adds one worker's counters.
             pub fn add(&mut self, counters: &Counters) {
                 $(self.$name += counters.$name.get();)*

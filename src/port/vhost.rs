@@ -86,7 +86,7 @@ impl VhostPort {
     /// How many pairs the guest receives on: the first ones, since `ethtool -L` takes the last ones
     /// away.
     #[inline]
-    fn enabled_pairs(&self) -> u32 {
+    pub fn enabled_pairs(&self) -> u32 {
         self.receive_pairs.load(Ordering::Relaxed).trailing_ones()
     }
 

@@ -142,7 +142,11 @@ fn mistakes_are_shown_with_file_line_and_column() {
         ("[[port]\n", "1:8: ", "expected"),
         ("[workers]\ncount = \"two\"\n", "2:9: ", "expected an integer"),
         ("[workers]\nthreads = 2\n", "2:1: ", "expected one of `count`, `mode`, `cpus`"),
-        ("[worker]\n", "1:2: ", "one of `workers`, `mac-table`, `upgrade`, `sandbox`, `port`"),
+        (
+            "[worker]\n",
+            "1:2: ",
+            "one of `workers`, `mac-table`, `upgrade`, `api`, `sandbox`, `port`",
+        ),
         ("[workers]\ncount = 65\n", "2:9: ", "`count` is 65; expected 1 to 64"),
         (port, "1:1: ", "port \"vm1\" has no `socket`; expected the absolute path"),
         ("[[port]]\nname = \"a/b\"\n", "2:8: ", "expected 1 to 32 of A-Z a-z 0-9 _ . -"),

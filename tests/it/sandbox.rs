@@ -93,10 +93,10 @@ fn ended(mut switch: Process) -> String {
 #[test]
 fn each_thread_has_given_up_its_rights() {
     let netns = Netns::new();
-    let mut switch = Switch::builder().netns(&netns).port("a").uplink("rs0").start();
+    let mut switch = Switch::builder().netns(&netns).port("a").uplink("rs0").api().start();
     let threads = confined(switch.process().pid());
     let names: Vec<_> = threads.keys().map(String::as_str).collect();
-    assert_eq!(names, ["ringswitch", "sweeper", "vu-a", "worker0"]);
+    assert_eq!(names, ["api", "ringswitch", "sweeper", "vu-a", "worker0"]);
     for (name, status) in &threads {
         status.assert_ids(USER, USER);
         assert!(["", "65534"].contains(&status.get("Groups")), "{name}: {}", status.get("Groups"));

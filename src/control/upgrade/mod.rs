@@ -8,7 +8,7 @@
 //! | new | old | |
 //! |---|---|---|
 //! | `hello` | | the ports that the new one is configured with |
-//! | | `welcome`, `log`, `listener`, `port`..., `tap-queue`..., `addresses`..., `flows`..., `all` | of the ports that both have: sockets, descriptors, tables. Frames go on |
+//! | | `welcome`, `log`, `listener`, `door`..., `port`..., `tap-queue`..., `addresses`..., `flows`..., `all` | of the ports that both have: sockets, descriptors, tables. Frames go on |
 //! | `ready` | | everything is mapped and open, the workers wait |
 //! | | `rings` | the workers wait, all rings are stopped and told |
 //! | `restored` | | all rings that ran are as they were |
@@ -35,6 +35,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::api::Door;
 use crate::config::{PortKind, PortSettings, SocketRole};
 use crate::sys::channel::Channel;
 
@@ -109,7 +110,15 @@ impl From<&PortSettings> for PortIdentity {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "message")]
 enum FromNew {
-    Hello { version: u32, program: String, pid: u32, ports: Vec<PortIdentity> },
+    Hello {
+        version: u32,
+        program: String,
+        pid: u32,
+        ports: Vec<PortIdentity>,
+        /// Where clients of the API are to come in.
+        #[serde(default)]
+        doors: Vec<Door>,
+    },
     Ready,
     Restored,
 }
@@ -129,6 +138,10 @@ enum FromOld {
     Log,
     /// The upgrade socket. 1.
     Listener,
+    /// Where clients of the API come in, if both have it. 1.
+    Door {
+        door: Door,
+    },
     /// A vhost-user port. The listener, if there is one; the frontend's socket and the tale of its
     /// session, if one is connected.
     Port {

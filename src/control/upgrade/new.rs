@@ -10,6 +10,7 @@ use crate::sys::channel::Channel;
 use crate::sys::socket::connect;
 use crate::vhost_user::{Arrival, Estate, Inheritance};
 
+use super::super::api::Door;
 use super::{
     FromNew, FromOld, PATIENCE, PortIdentity, STANDSTILL, UpgradeError, VERSION, program, receive,
     send,
@@ -20,6 +21,8 @@ use super::{
 pub struct Inherited {
     /// The upgrade socket.
     pub listener: Option<OwnedFd>,
+    /// Where clients of the API come in.
+    pub doors: Vec<(Door, OwnedFd)>,
     /// Standard error.
     pub log: Option<OwnedFd>,
     /// The vhost-user ports, by name.
@@ -53,7 +56,8 @@ impl Predecessor {
         let mut this = Self { channel: Channel::new(stream, PATIENCE).map_err(step)?, pid: 0 };
         let ports = settings.ports.iter().map(PortIdentity::from).collect();
         let pid = std::process::id();
-        let hello = FromNew::Hello { version: VERSION, program: program(), pid, ports };
+        let doors = Door::wanted(settings);
+        let hello = FromNew::Hello { version: VERSION, program: program(), pid, ports, doors };
         this.send("hello", &hello)?;
         let inherited = this.collect()?;
         Ok((this, inherited))
@@ -115,6 +119,7 @@ impl Predecessor {
                 }
                 FromOld::Refused { reason } => return Err(UpgradeError::Refused(reason)),
                 FromOld::Log => got.log = Some(self.descriptor()?),
+                FromOld::Door { door } => got.doors.push((door, self.descriptor()?)),
                 FromOld::Listener => got.listener = Some(self.descriptor()?),
                 FromOld::Port { name, listens, connected } => {
                     let listener = listens.then(|| self.descriptor()).transpose()?;

@@ -18,6 +18,7 @@ use crate::sys::socket::{Listener, SocketError};
 use crate::vhost_user::{Endpoint, Estate, Handover};
 
 use super::super::Switch;
+use super::super::api::{ApiServer, Door};
 use super::{
     FromNew, FromOld, PATIENCE, PortIdentity, STANDSTILL, VERSION, program, receive, send,
 };
@@ -65,12 +66,12 @@ impl UpgradeServer {
 
     /// Waits for processes that want to take over, until one has, or [`Self::stop`]. Returns its
     /// number.
-    pub fn serve(&self, switch: &Switch) -> Option<u32> {
+    pub fn serve(&self, switch: &Switch, api: Option<&ApiServer>) -> Option<u32> {
         let mut events = Events::with_capacity(2);
         while !self.stopping.load(Ordering::Acquire) {
             let accepted = self.listener.lock().accept();
             match accepted {
-                Ok(Some(stream)) => match self.meet(stream, switch) {
+                Ok(Some(stream)) => match self.meet(stream, switch, api) {
                     Ok(pid) => return Some(pid),
                     Err(error) => log::warn!("not handed over, everything goes on: {error}"),
                 },
@@ -91,7 +92,12 @@ impl UpgradeServer {
     }
 
     /// Hands everything over to the process behind `stream`, and returns its number.
-    fn meet(&self, stream: UnixStream, switch: &Switch) -> Result<u32, anyhow::Error> {
+    fn meet(
+        &self,
+        stream: UnixStream,
+        switch: &Switch,
+        api: Option<&ApiServer>,
+    ) -> Result<u32, anyhow::Error> {
         let mut channel = Channel::new(stream, PATIENCE)?;
         if !channel.is_trusted()? {
             let reason = "only root and the user that the switch runs as may upgrade it".to_owned();
@@ -99,7 +105,7 @@ impl UpgradeServer {
             anyhow::bail!(reason);
         }
         let hello = receive(&mut channel, "hello", Instant::now() + PATIENCE)?;
-        let FromNew::Hello { version, program: who, pid, ports } = hello else {
+        let FromNew::Hello { version, program: who, pid, ports, doors } = hello else {
             anyhow::bail!("expected `hello`");
         };
         if version != VERSION {
@@ -110,9 +116,12 @@ impl UpgradeServer {
         }
         log::info!("{who}, process {pid}, wants to take over");
         let mut leaving = Leaving { switch, channel, ports, handovers: Vec::new(), paused: false };
-        leaving.introduce(&self.listener.lock())?;
+        leaving.introduce(&self.listener.lock(), api, &doors)?;
         leaving.pass_on()?;
         self.listener.lock().disown();
+        if let Some(api) = api {
+            api.disown(&doors);
+        }
         Ok(pid)
     }
 }
@@ -129,11 +138,21 @@ struct Leaving<'a> {
 
 impl Leaving<'_> {
     /// Hands over all but the rings, while frames go on.
-    fn introduce(&mut self, listener: &Listener) -> io::Result<()> {
+    fn introduce(
+        &mut self,
+        listener: &Listener,
+        api: Option<&ApiServer>,
+        doors: &[Door],
+    ) -> io::Result<()> {
         let pid = std::process::id();
         send(&self.channel, &FromOld::Welcome { program: program(), pid }, &[])?;
         send(&self.channel, &FromOld::Log, &[io::stderr().as_fd()])?;
         send(&self.channel, &FromOld::Listener, &[listener.as_fd()])?;
+        if let Some(api) = api {
+            api.tell(doors, |door, socket| {
+                send(&self.channel, &FromOld::Door { door: door.clone() }, &[socket])
+            })?;
+        }
         let mut leaving = Vec::new();
         for (identity, port, endpoint) in self.switch.ports() {
             if !self.ports.contains(identity) {

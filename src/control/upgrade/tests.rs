@@ -34,7 +34,7 @@ fn come_as_far_as(last: Step, socket: &Path, ports: &[(String, PathBuf)]) -> Cha
             .iter()
             .map(|(name, path)| PortIdentity { name: name.clone(), place: place(path) });
         let (program, ports) = ("a test".to_owned(), ports.collect());
-        let hello = FromNew::Hello { version: VERSION, program, pid: 1, ports };
+        let hello = FromNew::Hello { version: VERSION, program, pid: 1, ports, doors: Vec::new() };
         send(&channel, &hello, &[]).unwrap();
     }
     if last >= Step::Meets {
@@ -80,7 +80,7 @@ fn whoever_stops_on_the_way_changes_nothing() {
     let (mut a, mut b) = (guest(&ports[0]), guest(&ports[1]));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let serving = scope.spawn(|| server.serve(&switch));
+        let serving = scope.spawn(|| server.serve(&switch, None));
         let streams = scope.spawn(|| stream(&mut a, &mut b, &done));
         let all = [Step::Connects, Step::Greets, Step::Meets, Step::IsReady, Step::HasRings];
         for step in all {
@@ -93,7 +93,8 @@ fn whoever_stops_on_the_way_changes_nothing() {
         }
         let mut other = Channel::new(connect(&socket).unwrap(), LONG).unwrap();
         let (program, ports) = ("another".to_owned(), Vec::new());
-        let hello = FromNew::Hello { version: VERSION + 1, program, pid: 1, ports };
+        let hello =
+            FromNew::Hello { version: VERSION + 1, program, pid: 1, ports, doors: Vec::new() };
         send(&other, &hello, &[]).unwrap();
         // Answered when the silent one's time is over.
         let answer = receive(&mut other, "welcome", Instant::now() + LONG).unwrap();

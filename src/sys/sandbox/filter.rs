@@ -106,6 +106,21 @@ const UPGRADE: &[libc::c_long] = &[
     libc::SYS_shutdown,
 ];
 
+/// Serving HTTP: an event loop of its own, connections, bytes.
+const API: &[libc::c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_dup,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_eventfd2,
+    libc::SYS_getsockopt,
+    libc::SYS_read,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_writev,
+];
+
 /// The main thread: signals, and whatever it takes to open ports and start threads. It will do so
 /// while the switch runs.
 const MAIN: &[libc::c_long] = &[
@@ -280,6 +295,11 @@ fn allowed(kind: Thread, taps: bool) -> Result<Allowed, seccompiler::BackendErro
             list.any(UPGRADE);
             descriptors(&mut list)?;
         }
+        Thread::Api => {
+            list.any(SLEEP);
+            list.any(API);
+            descriptors(&mut list)?;
+        }
         Thread::Main => main(&mut list, taps)?,
     }
     Ok(list)
@@ -307,6 +327,7 @@ fn main(list: &mut Allowed, taps: bool) -> Result<(), seccompiler::BackendError>
     list.any(SERVER);
     list.any(WORKER);
     list.any(UPGRADE);
+    list.any(API);
     list.any(MAIN);
     list.cases(libc::SYS_clone, 0, &[THREAD])?;
     list.cases(libc::SYS_prctl, 0, &[libc::PR_SET_NAME])?;

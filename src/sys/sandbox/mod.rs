@@ -57,11 +57,20 @@ pub enum Thread {
     Sweeper,
     /// Hands over to another process.
     Upgrade,
+    /// Answers those who want to see.
+    Api,
 }
 
 impl Thread {
-    const ALL: [Self; 6] =
-        [Self::Main, Self::Worker, Self::Server, Self::Client, Self::Sweeper, Self::Upgrade];
+    const ALL: [Self; 7] = [
+        Self::Main,
+        Self::Worker,
+        Self::Server,
+        Self::Client,
+        Self::Sweeper,
+        Self::Upgrade,
+        Self::Api,
+    ];
 }
 
 /// What to give up.

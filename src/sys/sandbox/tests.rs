@@ -149,6 +149,7 @@ fn refused_to(thread: Thread) -> Vec<Attempt> {
         Thread::Server => vec![unix, connect],
         Thread::Client => vec![accept, unlink],
         Thread::Upgrade => vec![unix, connect, unlink],
+        Thread::Api => vec![unix, connect, unlink, receive],
         Thread::Sweeper => vec![unix, connect, accept, unlink, receive, interest, read],
     };
     [vec![open, bind, capabilities], more].concat()

@@ -27,6 +27,7 @@ pub struct Builder<'a> {
     settings: Option<String>,
     more: Vec<String>,
     upgradable: bool,
+    api: bool,
     environment: Vec<(String, PathBuf)>,
 }
 
@@ -40,6 +41,12 @@ impl<'a> Builder<'a> {
     /// With an upgrade socket.
     pub fn upgradable(mut self) -> Self {
         self.upgradable = true;
+        self
+    }
+
+    /// With an API.
+    pub fn api(mut self) -> Self {
+        self.api = true;
         self
     }
 
@@ -107,6 +114,9 @@ impl<'a> Builder<'a> {
                 text +=
                     &format!("\n[upgrade]\nsocket = \"{}\"\n", upgrade_in(dir.path()).display());
             }
+            if self.api {
+                text += &format!("\n[api]\nsocket = \"{}\"\n", api_in(dir.path()).display());
+            }
             text += &self.port_tables(dir.path());
             std::fs::write(&path, text).expect("a configuration file");
             command.arg("--config").arg(path);
@@ -125,6 +135,9 @@ impl<'a> Builder<'a> {
         command.args(&self.more);
         if self.upgradable && self.settings.is_none() {
             command.arg("--upgrade-socket").arg(upgrade_in(dir.path()));
+        }
+        if self.api && self.settings.is_none() {
+            command.arg("--api-socket").arg(api_in(dir.path()));
         }
         let line = std::iter::once(command.get_program()).chain(command.get_args());
         let line = line.map(ToOwned::to_owned).collect();
@@ -258,6 +271,18 @@ impl Switch {
         upgrade_in(self.dir.path())
     }
 
+    /// The API's socket.
+    pub fn api_socket(&self) -> PathBuf {
+        api_in(self.dir.path())
+    }
+
+    /// `ringswitch` with these arguments, which finds this switch's API.
+    pub fn client(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringswitch"));
+        command.args(arguments).env("RINGSWITCH_API", self.api_socket());
+        command
+    }
+
     /// Has a new process take over, as `ringswitch upgrade` does, and the old one end in order.
     /// Returns what they logged.
     pub fn upgrade(&mut self) -> String {
@@ -342,6 +367,10 @@ pub fn directory() -> tempfile::TempDir {
 
 fn upgrade_in(dir: &Path) -> PathBuf {
     dir.join("upgrade")
+}
+
+fn api_in(dir: &Path) -> PathBuf {
+    dir.join("api")
 }
 
 fn socket_in(dir: &Path, port: &str) -> PathBuf {

@@ -1,0 +1,107 @@
+//! What the API says: the types of `/v1`, which its server writes and its clients read.
+//!
+//! They are the specification, too: `docs/openapi.yaml` is made of them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The process that answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Process {
+    /// `ringswitch`.
+    pub program: String,
+    /// Its version.
+    pub version: String,
+    /// Its process number.
+    pub pid: u32,
+    /// For how long it has been the switch, seconds.
+    pub uptime_seconds: u64,
+}
+
+/// A port of the switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Port {
+    /// Its name in the configuration.
+    pub name: String,
+    /// What is attached there.
+    pub kind: PortKind,
+    /// The vhost-user socket, or the TAP device.
+    pub place: String,
+    /// Whether it leads to the rest of the network.
+    pub uplink: bool,
+    /// Whether frames can leave there: a guest's driver is up; of a TAP always.
+    pub up: bool,
+    /// Queue pairs that the guest receives on now, or queues of the TAP.
+    pub queues: u32,
+    /// Addresses that were learned there.
+    pub addresses: u32,
+    /// Counters by name (`docs/statistics.md`), since the process began.
+    pub counters: BTreeMap<String, u64>,
+    /// Frames dropped by reason (`docs/statistics.md`), since the process began. Reasons that never
+    /// came up are left out.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl Port {
+    /// A counter; 0 if there is none of that name.
+    #[must_use]
+    pub fn counter(&self, name: &str) -> u64 {
+        self.counters.get(name).copied().unwrap_or_default()
+    }
+
+    /// All drops.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.values().sum()
+    }
+}
+
+/// The kinds of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortKind {
+    /// A guest's NIC.
+    VhostUser,
+    /// A TAP device of the host.
+    Tap,
+}
+
+impl std::fmt::Display for PortKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::VhostUser => "vhost-user",
+            Self::Tap => "tap",
+        })
+    }
+}
+
+/// A thread that moves frames.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Worker {
+    /// Its number.
+    pub worker: u32,
+    /// Seconds in which it moved frames, since the process began.
+    pub busy_seconds: f64,
+    /// Counters by name (`docs/statistics.md`), since the process began.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// A station's address, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct Mac {
+    /// As in `52:54:00:12:34:56`.
+    pub address: String,
+    /// The port's name.
+    pub port: String,
+    /// When a frame of it was last seen, seconds ago.
+    pub age_seconds: u32,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// What is wrong, and what to do.
+    pub error: String,
+}

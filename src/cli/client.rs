@@ -1,0 +1,100 @@
+//! A client of the API: one request at a time, over the switch's socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use ringswitch::api::Problem;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+/// How long the switch may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest answer: a full MAC table, and then some.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    #[error(
+        "no switch answers at {}: is it running, with this path as `socket` in [api] of its \
+         configuration, or as --api-socket?", .0.display()
+    )]
+    Nobody(PathBuf, #[source] io::Error),
+    #[error(
+        "not permitted to use {}: be root, or the user that the switch runs as", .0.display()
+    )]
+    NotPermitted(PathBuf, #[source] io::Error),
+    #[error("the switch doesn't answer; see its log")]
+    Silent,
+    #[error("{0}")]
+    Refused(String),
+    #[error("the switch's answer can't be understood; is it another version?")]
+    Answer(#[source] anyhow::Error),
+    #[error("cannot set up a client")]
+    Setup(#[source] io::Error),
+}
+
+/// A client.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Client {
+    /// A client of the switch whose API is at `socket`.
+    pub fn new(socket: &Path) -> Result<Self, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(ClientError::Setup)?;
+        Ok(Self { socket: socket.to_owned(), runtime })
+    }
+
+    /// What is at `path`, below `/v1`.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let answer = async {
+            let asked = tokio::time::timeout(PATIENCE, self.ask(path));
+            asked.await.map_err(|_| ClientError::Silent)?
+        };
+        let (status, body) = self.runtime.block_on(answer)?;
+        if status != StatusCode::OK {
+            let problem: Problem = parse(&body)?;
+            return Err(ClientError::Refused(problem.error));
+        }
+        parse(&body)
+    }
+
+    async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            let socket = self.socket.clone();
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::NotPermitted(socket, error),
+                _ => ClientError::Nobody(socket, error),
+            }
+        })?;
+        let failed = |error: hyper::Error| ClientError::Answer(error.into());
+        let io = TokioIo::new(stream);
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(io).await.map_err(failed)?;
+        tokio::spawn(connection);
+        let request = Request::get(format!("/v1{path}"))
+            .header("host", "ringswitch")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| ClientError::Answer(error.into()))?;
+        let answer = sender.send_request(request).await.map_err(failed)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| ClientError::Answer(anyhow::anyhow!(error)))?;
+        Ok((status, body.to_bytes()))
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| ClientError::Answer(error.into()))
+}

@@ -1,0 +1,127 @@
+//! The same, for Prometheus: names and units by its conventions, in the OpenMetrics text format.
+
+use std::fmt::Error;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, NoLabelSet, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::api::Worker;
+use crate::port::Totals;
+
+use super::View;
+
+/// What [`render`] writes.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics at this moment.
+pub fn render(view: &Arc<View>) -> Result<String, Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Metrics(Arc::clone(view))));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+struct Metrics(Arc<View>);
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let Self(view) = self;
+        let mut families = Families(encoder);
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        families.gauges("build_info", "The program's version; the value is 1.", [(version, 1)])?;
+        let name = "start_time_seconds";
+        let text = "When the process became the switch, seconds since 1970.";
+        families.gauge(name, text, view.began_at())?;
+        ports(&mut families, view)?;
+        workers(&mut families, &view.workers())?;
+        let addresses = view.addresses();
+        families.gauge("addresses", "Addresses that were learned.", addresses)
+    }
+}
+
+fn ports(families: &mut Families<'_>, view: &View) -> Result<(), Error> {
+    let ports = view.ports();
+    let label = |name: &str| [("port", name.to_owned())];
+    for (name, text) in Totals::MEANINGS {
+        let values = ports.iter().map(|port| (label(&port.name), port.counter(name)));
+        families.counters(&format!("port_{name}"), text, values)?;
+    }
+    let values = view
+        .drops()
+        .into_iter()
+        .map(|(port, reason, count)| ([("port", port), ("reason", reason.to_string())], count));
+    families.counters("port_dropped_frames", "Frames that were dropped, by reason.", values)?;
+    let values = ports.iter().map(|port| (label(&port.name), u64::from(port.up)));
+    families.gauges("port_up", "1 if frames can leave by the port.", values)?;
+    let values = ports.iter().map(|port| (label(&port.name), u64::from(port.queues)));
+    families.gauges("port_queues", "Queue pairs or queues that are in use.", values)?;
+    let values = ports.iter().map(|port| (label(&port.name), u64::from(port.addresses)));
+    families.gauges("port_addresses", "Addresses that were learned at the port.", values)
+}
+
+fn workers(families: &mut Families<'_>, workers: &[Worker]) -> Result<(), Error> {
+    let label = |worker: &Worker| [("worker", worker.worker.to_string())];
+    let busy = workers.iter().map(|worker| (label(worker), worker.busy_seconds));
+    families.counters("worker_busy_seconds", "Time in which it moved frames.", busy)?;
+    for (name, text) in [
+        ("frames", "Frames that it took from ports."),
+        ("sleeps", "How often it slept."),
+        ("looks", "How often it looked for wake-ups without sleeping."),
+        ("passed_over", "How often it left a port out that was ahead of others."),
+    ] {
+        let value = |worker: &Worker| worker.counters.get(name).copied().unwrap_or_default();
+        let values = workers.iter().map(|worker| (label(worker), value(worker)));
+        families.counters(&format!("worker_{name}"), text, values)?;
+    }
+    Ok(())
+}
+
+/// Writes families of metrics: a value for each set of labels.
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn counters<L: EncodeLabelSet, V: EncodeCounterValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, V)>,
+    ) -> Result<(), Error> {
+        let name = format!("ringswitch_{name}");
+        let mut family = self.0.encode_descriptor(&name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> Result<(), Error> {
+        let name = format!("ringswitch_{name}");
+        self.0.encode_descriptor(&name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    fn gauges<L: EncodeLabelSet, V: EncodeGaugeValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, V)>,
+    ) -> Result<(), Error> {
+        let name = format!("ringswitch_{name}");
+        let mut family = self.0.encode_descriptor(&name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+}
