@@ -98,6 +98,7 @@ impl Bed {
             counters: [WorkerCounters::default()].into(),
             stop: AtomicBool::new(false),
             gate: Gate::default(),
+            captures: parking_lot::Mutex::default(),
         });
         let endpoints = shared.ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
             let (PortIs::Vhost(vhost), PortKind::VhostUser(socket)) = (&port.kind, &wanted.kind)

@@ -11,6 +11,7 @@ mod cli;
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -41,6 +42,10 @@ enum Failure {
     NotUpgraded,
     #[error(transparent)]
     Api(#[from] ClientError),
+    #[error("frames can't be shown on a terminal: add -w FILE, or pipe them: -w - | tcpdump -nr -")]
+    Terminal,
+    #[error("cannot write frames to {}; those before are there", .0.display())]
+    Capture(PathBuf, #[source] io::Error),
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
 }
@@ -57,10 +62,14 @@ impl Failure {
         match self {
             Failure::Run(_)
             | Failure::Api(_)
+            | Failure::Capture(..)
             | Failure::Output(_)
             | Failure::Spawn(_)
             | Failure::NotUpgraded => 1,
-            Failure::Config(_) | Failure::Attach(_) | Failure::NoUpgradeSocket => 2,
+            Failure::Config(_)
+            | Failure::Attach(_)
+            | Failure::NoUpgradeSocket
+            | Failure::Terminal => 2,
         }
     }
 }
@@ -74,6 +83,7 @@ fn main() -> ExitCode {
         Command::Check { file } => check(file),
         Command::Args(args) => attach(args),
         Command::Show(args) => cli::show::run(args),
+        Command::Capture(args) => cli::capture::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use ringswitch::api::Problem;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+
+use crate::Failure;
 
 /// How long the switch may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,6 +37,8 @@ pub enum ClientError {
     Silent,
     #[error("{0}")]
     Refused(String),
+    #[error("the switch has ended, or another process took over: ask again")]
+    Ended,
     #[error("the switch's answer can't be understood; is it another version?")]
     Answer(#[source] anyhow::Error),
     #[error("cannot set up a client")]
@@ -62,15 +66,44 @@ impl Client {
             let asked = tokio::time::timeout(PATIENCE, self.ask(path));
             asked.await.map_err(|_| ClientError::Silent)?
         };
-        let (status, body) = self.runtime.block_on(answer)?;
-        if status != StatusCode::OK {
-            let problem: Problem = parse(&body)?;
-            return Err(ClientError::Refused(problem.error));
-        }
-        parse(&body)
+        parse(&self.runtime.block_on(answer)?)
     }
 
-    async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
+    /// Hands what is at `path`, below `/v1`, to `f`, piece by piece, until `over`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `f`; the switch ended it.
+    pub fn stream(
+        &self,
+        path: &str,
+        over: impl Future<Output = ()>,
+        mut f: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let pieces = async {
+            let mut body = self.request(path).await?.into_body();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|_| ClientError::Ended)?;
+                frame.data_ref().map_or(Ok(()), |bytes| f(bytes))?;
+            }
+            Err(ClientError::Ended.into())
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = pieces => done,
+                () = over => Ok(()),
+            }
+        })
+    }
+
+    async fn ask(&self, path: &str) -> Result<Bytes, ClientError> {
+        let body = Limited::new(self.request(path).await?.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| ClientError::Answer(anyhow::anyhow!(error)))?;
+        Ok(body.to_bytes())
+    }
+
+    /// The beginning of an answer that isn't a refusal.
+    async fn request(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
             let socket = self.socket.clone();
             match error.kind() {
@@ -88,13 +121,38 @@ impl Client {
             .body(Empty::<Bytes>::new())
             .map_err(|error| ClientError::Answer(error.into()))?;
         let answer = sender.send_request(request).await.map_err(failed)?;
-        let status = answer.status();
+        if answer.status() == StatusCode::OK {
+            return Ok(answer);
+        }
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         let body = body.map_err(|error| ClientError::Answer(anyhow::anyhow!(error)))?;
-        Ok((status, body.to_bytes()))
+        let problem: Problem = parse(&body.to_bytes())?;
+        Err(ClientError::Refused(problem.error))
     }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(body).map_err(|error| ClientError::Answer(error.into()))
+}
+
+/// A segment of a path, or a value of a query.
+pub fn escaped(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    name.bytes()
+        .map(|byte| match plain(byte) {
+            true => char::from(byte).to_string(),
+            false => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_one_segment_of_a_path() {
+        assert_eq!(escaped("vm-1_a.b"), "vm-1_a.b");
+        assert_eq!(escaped("../x?y"), "..%2Fx%3Fy");
+    }
 }

@@ -4,6 +4,7 @@
 //! library's; arguments take the same checks.
 
 pub mod attach;
+pub mod capture;
 pub mod client;
 pub mod show;
 mod tables;
@@ -85,6 +86,8 @@ pub enum Command {
     Args(ArgsArgs),
     /// Show what the switch that runs does
     Show(show::ShowArgs),
+    /// Copy frames of ports, with what became of them, for Wireshark and tcpdump
+    Capture(capture::CaptureArgs),
 }
 
 #[derive(Debug, Args)]

@@ -9,12 +9,12 @@ use clap::{Args, Subcommand};
 use ringswitch::api::{Mac, Port, Worker};
 use serde::Serialize;
 
-use super::client::Client;
+use super::client::{Client, escaped};
 use super::tables;
 use crate::Failure;
 
 /// Where the API is unless said otherwise.
-const SOCKET: &str = "/run/ringswitch/api.sock";
+pub const SOCKET: &str = "/run/ringswitch/api.sock";
 /// Moves the cursor of a terminal home and clears what follows.
 const HOME: &str = "\x1b[H\x1b[J";
 const EXAMPLES: &str = "\
@@ -141,27 +141,5 @@ impl Seen {
             (Said::Drops(now), Some(Said::Drops(then))) => tables::drops(now, Some((then, secs))),
             (Said::Drops(now), _) => tables::drops(now, None),
         }
-    }
-}
-
-/// A segment of a path.
-fn escaped(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    name.bytes()
-        .map(|byte| match plain(byte) {
-            true => char::from(byte).to_string(),
-            false => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_stay_one_segment_of_a_path() {
-        assert_eq!(escaped("vm-1_a.b"), "vm-1_a.b");
-        assert_eq!(escaped("../x?y"), "..%2Fx%3Fy");
     }
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::config::Settings;
 use crate::frame::PortId;
 use crate::port::{Kind, Port};
@@ -262,5 +264,6 @@ fn share(settings: &Settings, ports: Box<[Arc<Port>]>) -> Result<Shared, Error> 
         counters: (0..settings.workers.count).map(|_| WorkerCounters::default()).collect(),
         stop: AtomicBool::new(false),
         gate: Gate::default(),
+        captures: Mutex::default(),
     })
 }

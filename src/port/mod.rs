@@ -14,7 +14,9 @@ pub use counters::{Counter, Counters, Totals};
 pub use tap::{TapPort, TapReader};
 pub use vhost::VhostPort;
 
-use crate::frame::{Frame, PortId};
+use std::cell::Cell;
+
+use crate::frame::{BURST, DropReason, Frame, PortId};
 use crate::mem::Segments;
 
 /// What a frame into a guest's ring takes, however short: its buffer, its headers. Measured were 60
@@ -56,13 +58,67 @@ pub struct Egress<'b> {
     pub segments: &'b Segments<'b>,
     /// Indices of the frames that leave here.
     pub list: &'b [u16],
+    /// Where to tell which ones don't, if somebody watches.
+    pub losses: Option<&'b Losses>,
+}
+
+/// Why frames of a burst didn't leave by a port.
+#[derive(Debug)]
+pub struct Losses([Cell<Option<DropReason>>; BURST]);
+
+impl Default for Losses {
+    fn default() -> Self {
+        Self([const { Cell::new(None) }; BURST])
+    }
+}
+
+impl Losses {
+    /// Forgets all.
+    pub fn clear(&self) {
+        self.0.iter().for_each(|lost| lost.set(None));
+    }
+
+    /// Why the frame of this index was dropped, if it was.
+    pub fn of(&self, index: u16) -> Option<DropReason> {
+        self.0.get(usize::from(index)).and_then(Cell::get)
+    }
+
+    fn note(&self, index: u16, reason: DropReason) {
+        if let Some(lost) = self.0.get(usize::from(index)) {
+            lost.set(Some(reason));
+        }
+    }
 }
 
 impl<'b> Egress<'b> {
     /// The frames, in order.
     #[inline]
     fn frames(self) -> impl Iterator<Item = &'b Frame> + Clone {
-        self.list.iter().filter_map(move |index| self.frames.get(usize::from(*index)))
+        self.indexed().map(|(_, frame)| frame)
+    }
+
+    /// The frames and their indices, in order.
+    #[inline]
+    fn indexed(self) -> impl Iterator<Item = (u16, &'b Frame)> + Clone {
+        let frame = move |index: &u16| Some((*index, self.frames.get(usize::from(*index))?));
+        self.list.iter().filter_map(frame)
+    }
+
+    /// Counts a frame that was delivered, or dropped for a reason.
+    #[inline]
+    fn count(self, index: u16, frame: &Frame, done: Result<(), DropReason>, counters: &Counters) {
+        counters.count_egress(frame, done);
+        if let (Some(losses), Err(reason)) = (self.losses, done) {
+            losses.note(index, reason);
+        }
+    }
+
+    /// Counts all frames as dropped.
+    fn lose(self, reason: DropReason, counters: &Counters) {
+        counters.drop(reason, self.list.len() as u64);
+        if let Some(losses) = self.losses {
+            self.list.iter().for_each(|index| losses.note(*index, reason));
+        }
     }
 }
 

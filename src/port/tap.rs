@@ -111,7 +111,7 @@ impl TapPort {
     pub(super) fn egress(&self, queue: usize, burst: Egress<'_>, counters: &Counters) {
         let Some(queue) = self.queue_fd(queue) else { return };
         let accepts = self.accepts();
-        for frame in burst.frames() {
+        for (index, frame) in burst.indexed() {
             let done = match passes(frame.vnet, accepts) {
                 Some(vnet) => {
                     let tail = burst.segments.tail(frame.tail.clone());
@@ -121,7 +121,7 @@ impl TapPort {
                     write(queue, vnet, head, tail)
                 }),
             };
-            counters.count_egress(frame, done);
+            burst.count(index, frame, done, counters);
         }
     }
 }

@@ -121,7 +121,7 @@ impl VhostPort {
     pub(super) fn egress(&self, burst: Egress<'_>, counters: &Counters) {
         let pairs = self.enabled_pairs();
         match pairs {
-            0 => counters.drop(DropReason::LinkDown, burst.list.len() as u64),
+            0 => burst.lose(DropReason::LinkDown, counters),
             1 => self.deliver(0, burst, counters),
             _ => self.spread(pairs, burst, counters),
         }
@@ -162,13 +162,12 @@ impl VhostPort {
     }
 
     fn deliver(&self, pair: usize, burst: Egress<'_>, counters: &Counters) {
-        let frames = burst.list.len();
         let Some(mut ring) = self.lock(2 * pair) else {
-            return counters.drop(DropReason::RxRingBusy, frames as u64);
+            return burst.lose(DropReason::RxRingBusy, counters);
         };
         let accepts = ring.accepts();
         let Some(receiver) = ring.transmit() else {
-            return counters.drop(DropReason::LinkDown, frames as u64);
+            return burst.lose(DropReason::LinkDown, counters);
         };
         if pair != 0 && receiver.is_untouched() {
             // The frontend enabled more queues than the driver uses (Cloud Hypervisor).
@@ -218,7 +217,7 @@ fn deliver_all<F: Format>(
     receiver.prepare(burst.list.len());
     // Counted here, and written once for all.
     let (mut count, mut bytes) = (0u64, 0u64);
-    for frame in burst.frames() {
+    for (index, frame) in burst.indexed() {
         receiver.prefetch_room(frame.len);
         let tail = burst.segments.tail(frame.tail.clone());
         if let Some(vnet) = passes(frame.vnet, accepts)
@@ -228,7 +227,7 @@ fn deliver_all<F: Format>(
             bytes += u64::from(frame.len);
         } else {
             let done = deliver_any(&mut receiver, frame, burst.segments, accepts, counters);
-            counters.count_egress(frame, done);
+            burst.count(index, frame, done, counters);
         }
     }
     counters.egress_frames.add(count);

@@ -11,6 +11,12 @@ pub fn now_ns() -> u64 {
     read(libc::CLOCK_MONOTONIC)
 }
 
+/// Nanoseconds since 1970, which an operator may set.
+#[must_use]
+pub fn unix_ns() -> u64 {
+    read(libc::CLOCK_REALTIME)
+}
+
 /// Nanoseconds of processor time that the calling thread has used. A system call.
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {

@@ -23,10 +23,12 @@
 //! | [`offload`] | what a sender may ask for, what a receiver takes |
 //! | [`gso`] | segmentation and checksum completion |
 //! | [`flow`] | a hash of a frame's flow |
+//! | [`filter`] | which frames somebody wants to see |
 //! | [`rarp`] | the announcement of a station that moved |
 
 pub mod checksum;
 pub mod ethernet;
+pub mod filter;
 pub mod flow;
 pub mod gso;
 pub mod headers;

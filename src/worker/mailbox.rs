@@ -21,6 +21,8 @@ pub enum Order {
     },
     /// Wait at the [`Gate`](super::Gate) while it is closed.
     Pause,
+    /// Serve the captures that there are now.
+    Watch,
 }
 
 impl Order {
@@ -28,7 +30,7 @@ impl Order {
         match (self, newer) {
             (Self::Look { source: a }, Self::Look { source: b }) => a == b,
             (Self::Announce { port: a, .. }, Self::Announce { port: b, .. }) => a == b,
-            (Self::Pause, Self::Pause) => true,
+            (Self::Pause, Self::Pause) | (Self::Watch, Self::Watch) => true,
             _ => false,
         }
     }

@@ -9,6 +9,7 @@
 //! Control talks to a worker by its [`mailbox::Mailbox`], between bursts.
 
 mod budget;
+mod capture;
 mod events;
 mod gate;
 mod mailbox;
@@ -19,9 +20,12 @@ mod source;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use parking_lot::Mutex;
+
 use crate::port::{Counter, Port};
 use crate::table::mac::MacTable;
 
+pub use capture::{Buffer, Capture, Fate, MAX_CAPTURES, Record};
 pub use events::PortEvents;
 pub use gate::Gate;
 pub use mailbox::{Mailbox, Order};
@@ -43,6 +47,8 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// Where workers wait when they are told to pause.
     pub gate: Gate,
+    /// What is being captured.
+    pub captures: Mutex<Vec<Arc<Capture>>>,
 }
 
 /// What a worker counts about itself.

@@ -14,6 +14,7 @@ use crate::stage;
 use crate::wire::offload::Offloads;
 
 use super::Shared;
+use super::capture::{Burst, Watch};
 
 /// About how long the frames of a burst may take that have offloads, ns. Those that pass as they are
 /// are bounded by their bytes before; of those that must be cut, it is two of 64 KiB at an MTU of
@@ -32,6 +33,8 @@ pub(super) struct Pipeline {
     groups: Vec<Vec<u16>>,
     /// The ports with frames, in the order of their first one.
     touched: Vec<u16>,
+    /// Who wants copies.
+    watch: Watch,
 }
 
 impl Pipeline {
@@ -42,7 +45,13 @@ impl Pipeline {
             worker,
             groups: (0..ports).map(|_| Vec::with_capacity(BURST)).collect(),
             touched: Vec::with_capacity(ports),
+            watch: Watch::default(),
         }
+    }
+
+    /// Serves the captures that there are now.
+    pub fn watch(&mut self) {
+        self.watch.set(self.shared.captures.lock().clone());
     }
 
     /// Switches a burst that came from `ingress`, whose driver may use the offloads `sends`: all of
@@ -65,7 +74,11 @@ impl Pipeline {
         }
         let frames = frames.get(..count).unwrap_or_default();
         self.group(ingress, frames);
-        self.send(frames, segments);
+        if self.watch.concerns(ingress.id, &self.touched) {
+            self.send_watched(ingress, frames, segments);
+        } else {
+            self.send(frames, segments);
+        }
         count
     }
 
@@ -142,9 +155,27 @@ impl Pipeline {
             let index = usize::from(port);
             let target = self.shared.ports.get(index).zip(self.groups.get_mut(index));
             let Some((port, list)) = target else { continue };
-            port.egress(Egress { frames, segments, list }, self.worker);
+            port.egress(Egress { frames, segments, list, losses: None }, self.worker);
             list.clear();
         }
+    }
+
+    /// The same, for somebody who wants copies and to know what became of them.
+    #[inline(never)]
+    fn send_watched(&mut self, ingress: &Port, frames: &[Frame], segments: &Segments<'_>) {
+        let Self { worker, watch, .. } = self;
+        let burst = Burst { worker: *worker, ingress: ingress.id, frames, segments };
+        watch.begin();
+        for port in self.touched.drain(..) {
+            let index = usize::from(port);
+            let target = self.shared.ports.get(index).zip(self.groups.get_mut(index));
+            let Some((port, list)) = target else { continue };
+            let losses = Some(watch.losses());
+            port.egress(Egress { frames, segments, list, losses }, *worker);
+            watch.left(&burst, port.id, list);
+            list.clear();
+        }
+        watch.end(&burst);
     }
 
     /// Whether the switch is ending.

@@ -308,6 +308,7 @@ impl Worker {
                     heat(&mut self.sources, &mut self.hot, source, self.now);
                 }
                 Order::Announce { port, mac } => self.announce(port, mac),
+                Order::Watch => self.pipeline.watch(),
                 Order::Pause => {
                     // Who goes on with the rings may be another process.
                     self.call_owed();

@@ -47,6 +47,7 @@ impl Bed {
             counters: [WorkerCounters::default()].into(),
             stop: AtomicBool::new(false),
             gate: Gate::default(),
+            captures: parking_lot::Mutex::default(),
         });
         let endpoints = shared.ports.iter().zip(&settings.ports).map(|(port, wanted)| {
             let events = PortEvents::new(shared.clone(), placement.clone(), port.clone());

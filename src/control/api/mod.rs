@@ -4,6 +4,7 @@
 //! One thread serves all clients, and looks at what workers write without asking them. A client that
 //! stalls is left after a while, and there are only so many at a time: the others wait at the door.
 
+mod capture;
 mod door;
 mod metrics;
 mod view;
@@ -11,25 +12,33 @@ mod view;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Path, State};
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
+use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
-use utoipa::OpenApi;
+use utoipa::{IntoParams, OpenApi};
 
 use crate::api::{Mac, Port, Problem, Process, Worker};
 use crate::config::Settings;
+use crate::frame::MAX_FRAME;
+use crate::wire::filter::Filter;
+use crate::worker::MAX_CAPTURES;
 
+use capture::CaptureBody;
 pub use door::{Door, DoorError};
 use door::{DoorSocket, OpenDoor};
 pub use view::View;
@@ -53,7 +62,7 @@ const PAUSE: Duration = Duration::from_secs(1);
         description = "What a running switch says of itself.",
         version = "1"
     ),
-    paths(process, ports, port, workers, macs, prometheus)
+    paths(process, ports, port, workers, macs, capture, prometheus)
 )]
 struct Specification;
 
@@ -202,11 +211,22 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
     http.timer(TokioTimer::new()).header_read_timeout(SILENCE).max_buf_size(BUFFER);
     // Whoever asks by a pipe has nothing more to say while it waits.
     http.half_close(true);
+    let patience = Patience::default();
+    let router = router.layer(Extension(patience.clone()));
     let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    if let Ok(Err(error)) = tokio::time::timeout(LIFE, connection).await {
-        log::debug!("a client of the API: {error}");
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        match tokio::time::timeout(LIFE, connection.as_mut()).await {
+            Err(_) if patience.0.load(Ordering::Relaxed) => {}
+            Ok(Err(error)) => return log::debug!("a client of the API: {error}"),
+            Ok(Ok(())) | Err(_) => return,
+        }
     }
 }
+
+/// Whether a connection may last: its client waits for something that has no end.
+#[derive(Clone, Default)]
+struct Patience(Arc<AtomicBool>);
 
 /// All that there is.
 fn router(view: Arc<View>) -> Router {
@@ -216,6 +236,7 @@ fn router(view: Arc<View>) -> Router {
         .route("/v1/ports/{name}", get(port))
         .route("/v1/workers", get(workers))
         .route("/v1/macs", get(macs))
+        .route("/v1/capture", get(capture))
         .route("/v1/openapi.yaml", get(specification))
         .route("/metrics", get(prometheus))
         .fallback(|| async {
@@ -259,14 +280,9 @@ async fn ports(State(view): State<Arc<View>>) -> Json<Vec<Port>> {
     )
 )]
 async fn port(State(view): State<Arc<View>>, Path(name): Path<String>) -> Response {
-    let ports = view.ports();
-    match ports.iter().find(|port| port.name == name) {
+    match view.ports().iter().find(|port| port.name == name) {
         Some(port) => Json(port).into_response(),
-        None => {
-            let names: Vec<_> = ports.iter().map(|port| port.name.as_str()).collect();
-            let error = format!("there is no port {name:?}; there are {}", names.join(", "));
-            problem(StatusCode::NOT_FOUND, &error)
-        }
+        None => no_port(&view, &name),
     }
 }
 
@@ -280,6 +296,73 @@ async fn workers(State(view): State<Arc<View>>) -> Json<Vec<Worker>> {
 #[utoipa::path(get, path = "/v1/macs", responses((status = 200, body = Vec<Mac>)))]
 async fn macs(State(view): State<Arc<View>>) -> Json<Vec<Mac>> {
     Json(view.macs())
+}
+
+/// What to capture.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Wanted {
+    /// Names of ports, with commas between them.
+    ports: String,
+    /// Which frames, in words (`docs/seeing.md`); all unless said.
+    filter: Option<String>,
+    /// How many bytes of each frame at most; whole frames unless said.
+    snaplen: Option<u32>,
+}
+
+/// Frames of some ports from now on, until the client leaves: pcapng. The comment of each says what
+/// became of it.
+#[utoipa::path(
+    get,
+    path = "/v1/capture",
+    params(Wanted),
+    responses(
+        (status = 200, description = "Frames", body = Vec<u8>, content_type = PCAPNG),
+        (status = 400, description = "What was asked for isn't possible", body = Problem),
+        (status = 404, description = "There is no port of that name", body = Problem),
+        (status = 503, description = "There are too many captures", body = Problem)
+    )
+)]
+async fn capture(
+    State(view): State<Arc<View>>,
+    Extension(patience): Extension<Patience>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Response {
+    let Query(Wanted { ports, filter, snaplen }) = match wanted {
+        Ok(wanted) => wanted,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.body_text()),
+    };
+    let filter: Filter = match filter.unwrap_or_default().parse() {
+        Ok(filter) => filter,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    let mut chosen = Vec::new();
+    for name in ports.split(',') {
+        match view.find(name) {
+            Some(index) if !chosen.contains(&index) => chosen.push(index),
+            Some(_) => {}
+            None => return no_port(&view, name),
+        }
+    }
+    match CaptureBody::begin(view.shared(), &chosen, filter, snaplen.unwrap_or(MAX_FRAME)) {
+        Ok(Some(body)) => {
+            patience.0.store(true, Ordering::Relaxed);
+            ([("content-type", PCAPNG)], Body::new(body)).into_response()
+        }
+        Ok(None) => {
+            let error = format!("there are {MAX_CAPTURES} captures already: end one of them");
+            problem(StatusCode::SERVICE_UNAVAILABLE, &error)
+        }
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// The type of what a capture answers.
+const PCAPNG: &str = "application/x-pcapng";
+
+fn no_port(view: &View, name: &str) -> Response {
+    let error = format!("there is no port {name:?}; there are {}", view.names().join(", "));
+    problem(StatusCode::NOT_FOUND, &error)
 }
 
 /// For Prometheus.

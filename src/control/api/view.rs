@@ -55,6 +55,21 @@ impl View {
         }
     }
 
+    /// What the workers share.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The index of the port of this name.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.shared.ports.iter().position(|port| port.name == name)
+    }
+
+    /// The names of all ports.
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.shared.ports.iter().map(|port| port.name.as_str()).collect()
+    }
+
     /// When it became the switch, seconds since 1970.
     pub(super) fn began_at(&self) -> f64 {
         self.began_at
