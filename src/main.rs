@@ -46,6 +46,8 @@ enum Failure {
     Terminal,
     #[error("cannot write frames to {}; those before are there", .0.display())]
     Capture(PathBuf, #[source] io::Error),
+    #[error("cannot write the manual's pages to {directory}")]
+    Pages { directory: String, source: io::Error },
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
 }
@@ -64,6 +66,7 @@ impl Failure {
             | Failure::Api(_)
             | Failure::Capture(..)
             | Failure::Output(_)
+            | Failure::Pages { .. }
             | Failure::Spawn(_)
             | Failure::NotUpgraded => 1,
             Failure::Config(_)
@@ -84,6 +87,8 @@ fn main() -> ExitCode {
         Command::Args(args) => attach(args),
         Command::Show(args) => cli::show::run(args),
         Command::Capture(args) => cli::capture::run(args),
+        Command::Completions(args) => cli::generate::completions(args),
+        Command::Man(args) => cli::generate::man(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@
 pub mod attach;
 pub mod capture;
 pub mod client;
+pub mod generate;
 pub mod show;
 mod tables;
 pub mod upgrade;
@@ -88,6 +89,11 @@ pub enum Command {
     Show(show::ShowArgs),
     /// Copy frames of ports, with what became of them, for Wireshark and tcpdump
     Capture(capture::CaptureArgs),
+    /// Print what completes these commands in a shell
+    Completions(generate::CompletionsArgs),
+    /// Write the manual's pages, for packages
+    #[command(hide = true)]
+    Man(generate::ManArgs),
 }
 
 #[derive(Debug, Args)]
