@@ -5,6 +5,7 @@ mod open;
 mod statistics;
 mod switch;
 mod upgrade;
+mod watchdog;
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Opens what the switch needs: TAP devices and sockets.
+//! Opens what the switch needs: TAP devices and sockets, also systemd's.
 //!
 //! This is all that may need the rights of root, and it comes before the first thread.
 
@@ -15,6 +15,7 @@ use crate::vhost_user::{Arrival, PortSocket};
 
 use super::Error;
 use super::upgrade::Inherited;
+use super::watchdog::Watchdog;
 
 /// What was opened. Dropping it closes all of it, and unlinks the sockets.
 pub struct Opened {
@@ -22,6 +23,7 @@ pub struct Opened {
     pub(super) sockets: Vec<OpenedSocket>,
     /// The ports that another process hands over, by name.
     pub(super) arrivals: Vec<(String, Arrival)>,
+    pub(super) watchdog: Option<Watchdog>,
 }
 
 /// The socket of a port.
@@ -60,7 +62,11 @@ impl Opened {
             Ok(Arc::new(Port::new(PortId(index as u16), wanted.name.clone(), kind, workers)))
         };
         let ports = settings.ports.iter().enumerate().map(open).collect::<Result<_, Error>>()?;
-        let mut this = Self { ports, sockets: Vec::new(), arrivals: Vec::new() };
+        let watchdog = Watchdog::new(inherited.watchdog).unwrap_or_else(|error| {
+            log::warn!("cannot connect to systemd, whose watchdog will end the switch: {error}");
+            None
+        });
+        let mut this = Self { ports, sockets: Vec::new(), arrivals: Vec::new(), watchdog };
         this.open_sockets(&settings.ports, inherited)?;
         Ok(this)
     }

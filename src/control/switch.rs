@@ -21,6 +21,7 @@ use crate::worker::{Gate, Mailbox, Placement, PortEvents, Shared, Worker, Worker
 
 use super::open::{Opened, OpenedSocket};
 use super::upgrade::{Inherited, PortIdentity, Predecessor};
+use super::watchdog::Watchdog;
 use super::{Error, Statistics};
 
 /// How often aged addresses are swept out of the MAC table.
@@ -34,6 +35,8 @@ pub struct Switch {
     /// By port; TAPs have none.
     endpoints: BTreeMap<PortId, Endpoint>,
     threads: Vec<JoinHandle<()>>,
+    /// The time of systemd's watchdog, if there is one.
+    pub(super) watchdog: Option<Duration>,
 }
 
 impl Switch {
@@ -78,15 +81,16 @@ impl Switch {
 
     /// A switch whose workers wait at the gate.
     fn build(settings: &Settings, opened: Opened, sandbox: &Sandbox) -> Result<Self, Error> {
-        let Opened { ports, sockets, .. } = opened;
+        let Opened { ports, sockets, watchdog, .. } = opened;
         let placement = Arc::new(Placement::new(&ports, settings.workers.count));
         let shared = Arc::new(share(settings, ports)?);
         shared.gate.shut();
         let identities = settings.ports.iter().map(PortIdentity::from).collect();
         let (endpoints, threads) = (BTreeMap::new(), Vec::new());
-        let mut switch = Self { shared, identities, endpoints, threads };
+        let time = watchdog.as_ref().map(Watchdog::time);
+        let mut switch = Self { shared, identities, endpoints, threads, watchdog: time };
         switch.watch_taps(&placement)?;
-        switch.start_threads(settings, &placement, sandbox)?;
+        switch.start_threads(settings, &placement, watchdog, sandbox)?;
         switch.serve(sockets, &placement, sandbox)?;
         Ok(switch)
     }
@@ -166,6 +170,7 @@ impl Switch {
         &mut self,
         settings: &Settings,
         placement: &Placement,
+        watchdog: Option<Watchdog>,
         sandbox: &Sandbox,
     ) -> Result<(), Error> {
         for index in 0..settings.workers.count {
@@ -189,7 +194,7 @@ impl Switch {
             .map_err(|source| Error::System { what: "handle signals of the watch", source })?;
         self.spawn("sweeper".into(), move || {
             sandbox.confine(Thread::Sweeper);
-            sweep(&shared, watch);
+            sweep(&shared, watch, watchdog);
         })
     }
 
@@ -222,12 +227,16 @@ impl Switch {
     }
 }
 
-/// Removes aged addresses, and watches over calls of guests, until the switch stops.
-fn sweep(shared: &Shared, mut watch: Watch) {
+/// Removes aged addresses, and watches over calls of guests and over workers, until the switch stops.
+fn sweep(shared: &Shared, mut watch: Watch, mut watchdog: Option<Watchdog>) {
     watch.attach();
     let mut swept = Instant::now();
     while !shared.stop.load(Ordering::Relaxed) {
-        thread::park_timeout(watch.look().unwrap_or(SWEEP));
+        let next = watch.look().unwrap_or(SWEEP);
+        thread::park_timeout(match &mut watchdog {
+            Some(watchdog) => next.min(watchdog.look(shared)),
+            None => next,
+        });
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
             shared.macs.expire(clock::coarse_seconds());

@@ -31,3 +31,4 @@ mod switching;
 mod tap;
 mod testpmd;
 mod upgrade;
+mod watchdog;

@@ -130,6 +130,9 @@ enum FromOld {
     Welcome {
         program: String,
         pid: u32,
+        /// The time of systemd's watchdog, in microseconds: systemd tells it the first process only.
+        #[serde(default)]
+        watchdog: Option<u64>,
     },
     Refused {
         reason: String,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::Settings;
 use crate::sys::channel::Channel;
@@ -33,6 +33,8 @@ pub struct Inherited {
     pub addresses: Vec<(String, Vec<(u64, u32)>)>,
     /// Flows and their queue pairs, by the port's name.
     pub flows: Vec<(String, Vec<(u32, u8)>)>,
+    /// The time of systemd's watchdog, if there is one.
+    pub watchdog: Option<Duration>,
 }
 
 /// The process whose place is taken.
@@ -113,9 +115,10 @@ impl Predecessor {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match receive(&mut self.channel, "all", deadline)? {
-                FromOld::Welcome { program, pid } => {
+                FromOld::Welcome { program, pid, watchdog } => {
                     log::info!("taking over from {program}, process {pid}");
                     self.pid = pid;
+                    got.watchdog = watchdog.map(Duration::from_micros);
                 }
                 FromOld::Refused { reason } => return Err(UpgradeError::Refused(reason)),
                 FromOld::Log => got.log = Some(self.descriptor()?),

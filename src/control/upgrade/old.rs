@@ -145,7 +145,8 @@ impl Leaving<'_> {
         doors: &[Door],
     ) -> io::Result<()> {
         let pid = std::process::id();
-        send(&self.channel, &FromOld::Welcome { program: program(), pid }, &[])?;
+        let watchdog = self.switch.watchdog.map(|time| time.as_micros() as u64);
+        send(&self.channel, &FromOld::Welcome { program: program(), pid, watchdog }, &[])?;
         send(&self.channel, &FromOld::Log, &[io::stderr().as_fd()])?;
         send(&self.channel, &FromOld::Listener, &[listener.as_fd()])?;
         if let Some(api) = api {

@@ -53,7 +53,7 @@ pub enum Thread {
     Server,
     /// Serves a port whose socket is the VMM's.
     Client,
-    /// Does nothing that leaves the process.
+    /// Looks after the others: nothing leaves the process but a word to systemd's open socket.
     Sweeper,
     /// Hands over to another process.
     Upgrade,
