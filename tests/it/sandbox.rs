@@ -395,7 +395,8 @@ fn the_unit_allows_what_the_filters_allow() {
         .filter_map(|rest| rest.split(|c: char| c != '_' && !c.is_alphanumeric()).next())
         .collect();
     assert!(calls.len() > 60, "{calls:?}");
-    for call in calls {
+    // ExecReload starts a process and hears from it by a pipe.
+    for call in calls.into_iter().chain(["clone", "execve", "pipe2", "setpgid", "wait4"]) {
         assert!(allowed.contains(call), "{call} isn't allowed by docs/ringswitch.service");
     }
 }
