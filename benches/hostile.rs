@@ -23,7 +23,9 @@ use ringswitch::ring::Queues;
 use ringswitch::sys::sandbox::Sandbox;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
 use ringswitch::vhost_user::{Endpoint, PortSocket};
-use ringswitch::worker::{Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
+use ringswitch::worker::{
+    Flows, Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters,
+};
 
 /// Frames under way between the two, in each direction.
 const WINDOW: usize = 256;
@@ -93,6 +95,7 @@ impl Bed {
         let table = MacTableConfig { capacity: 1024, ageing_secs: 300, seed: 1 };
         let shared = Arc::new(Shared {
             macs: MacTable::new(&table, ports.len()),
+            flows: [Flows::new(ports.len())].into(),
             ports,
             mailboxes: [Arc::new(Mailbox::new().expect("a mailbox"))].into(),
             counters: [WorkerCounters::default()].into(),

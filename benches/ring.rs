@@ -25,7 +25,9 @@ use ringswitch::ring::Queues;
 use ringswitch::sys::sandbox::Sandbox;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
 use ringswitch::vhost_user::{Endpoint, PortSocket};
-use ringswitch::worker::{Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
+use ringswitch::worker::{
+    Flows, Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters,
+};
 
 /// Bytes of a frame, without the virtio-net header, and how many go at a time.
 const FRAMES: [(usize, usize); 5] = [(64, 64), (512, 64), (1518, 64), (9000, 32), (65_000, 8)];
@@ -58,6 +60,7 @@ impl Bed {
         let placement = Arc::new(Placement::new(&ports, 1));
         let table = MacTableConfig { capacity: 1024, ageing_secs: 300, seed: 1 };
         let shared = Arc::new(Shared {
+            flows: [Flows::new(ports.len())].into(),
             ports,
             macs: MacTable::new(&table, 2),
             mailboxes: [Arc::new(Mailbox::new().expect("a mailbox"))].into(),

@@ -99,6 +99,21 @@ pub struct Mac {
     pub age_seconds: u32,
 }
 
+/// What went from one port to another, since the process began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flow {
+    /// The port that it came from, by name.
+    pub from: String,
+    /// The port that it left by, by name.
+    pub to: String,
+    /// Frames that were delivered.
+    pub frames: u64,
+    /// Their bytes, as their senders sent them.
+    pub bytes: u64,
+    /// Frames that were to leave by the second port and were dropped there.
+    pub dropped: u64,
+}
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {

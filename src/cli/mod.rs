@@ -7,9 +7,11 @@ pub mod attach;
 pub mod capture;
 pub mod client;
 pub mod generate;
+mod numbers;
 pub mod show;
 mod tables;
 pub mod upgrade;
+mod way;
 
 use std::path::{self, PathBuf};
 

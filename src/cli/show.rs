@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use ringswitch::api::{Mac, Port, Worker};
+use ringswitch::api::{Flow, Mac, Port, Worker};
 use serde::Serialize;
 
 use super::client::{Client, escaped};
@@ -22,6 +22,7 @@ Examples:
   ringswitch show ports
   ringswitch show ports --watch
   ringswitch show port vm1 --json
+  ringswitch show flows
   ringswitch show drops";
 
 #[derive(Debug, Args)]
@@ -54,6 +55,8 @@ pub enum What {
     Workers,
     /// The addresses that were learned
     Macs,
+    /// Who talks to whom: what went from port to port, most bytes first
+    Flows,
     /// Frames that were dropped, by port and reason, most first
     Drops,
 }
@@ -97,6 +100,8 @@ enum Said {
     Port(Box<Port>),
     Workers(Vec<Worker>),
     Macs(Vec<Mac>),
+    /// With the ports, which say who is a guest.
+    Flows(Vec<Flow>, Vec<Port>),
     Drops(Vec<Port>),
 }
 
@@ -107,6 +112,7 @@ impl Seen {
             What::Port { name } => Said::Port(client.get(&format!("/ports/{}", escaped(name)))?),
             What::Workers => Said::Workers(client.get("/workers")?),
             What::Macs => Said::Macs(client.get("/macs")?),
+            What::Flows => Said::Flows(client.get("/flows")?, client.get("/ports")?),
             What::Drops => Said::Drops(client.get("/ports")?),
         };
         Ok(Self { at: Instant::now(), said })
@@ -121,6 +127,7 @@ impl Seen {
             Said::Port(port) => text(port),
             Said::Workers(workers) => text(workers),
             Said::Macs(macs) => text(macs),
+            Said::Flows(flows, _) => text(flows),
         }
     }
 
@@ -138,6 +145,10 @@ impl Seen {
             }
             (Said::Workers(now), _) => tables::workers(now, None),
             (Said::Macs(now), _) => tables::macs(now),
+            (Said::Flows(now, ports), Some(Said::Flows(then, _))) => {
+                tables::flows(now, ports, Some((then, secs)))
+            }
+            (Said::Flows(now, ports), _) => tables::flows(now, ports, None),
             (Said::Drops(now), Some(Said::Drops(then))) => tables::drops(now, Some((then, secs))),
             (Said::Drops(now), _) => tables::drops(now, None),
         }

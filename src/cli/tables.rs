@@ -1,7 +1,10 @@
 //! What the API says, as tables for people.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use ringswitch::api::{Mac, Port, Worker};
+use ringswitch::api::{Flow, Mac, Port, Worker};
+
+use super::numbers::{rate, scaled, whole};
+use super::way::Way;
 
 /// What was seen before, and how many seconds ago.
 type Before<'a, T> = Option<(&'a T, f64)>;
@@ -130,6 +133,47 @@ pub fn drops(now: &[Port], before: Before<'_, Vec<Port>>) -> String {
     rendered(&table)
 }
 
+/// A line for each pair of ports that had frames, most bytes first.
+pub fn flows(now: &[Flow], ports: &[Port], before: Before<'_, Vec<Flow>>) -> String {
+    let since = |flow: &Flow| {
+        let same = |then: &&Flow| then.from == flow.from && then.to == flow.to;
+        let then = before.and_then(|(then, _)| then.iter().find(same));
+        let gained = |of: fn(&Flow) -> u64| of(flow).saturating_sub(then.map_or(0, of));
+        (gained(|flow| flow.bytes), gained(|flow| flow.frames), gained(|flow| flow.dropped))
+    };
+    let all = now.iter().map(|flow| (since(flow), flow));
+    let mut all: Vec<_> = all.filter(|(counts, _)| *counts != (0, 0, 0)).collect();
+    if all.is_empty() {
+        return match before {
+            None => "no frame has gone from one port to another".to_owned(),
+            Some(_) => "no frame goes from one port to another".to_owned(),
+        };
+    }
+    // Those with the same bytes stay in the order of the configuration.
+    all.sort_by_key(|((bytes, ..), _)| std::cmp::Reverse(*bytes));
+    let mut columns = vec!["from", "to", "way"];
+    columns.extend(match before {
+        None => ["frames", "bytes", "drops"],
+        Some(_) => ["frames/s", "bit/s", "drops/s"],
+    });
+    let mut table = table(&columns, 3);
+    for ((bytes, frames, dropped), flow) in all {
+        let count = |count: u64, unit: f64| match before {
+            None => whole(count),
+            Some((_, secs)) => scaled(count as f64 * unit / secs),
+        };
+        table.add_row([
+            flow.from.clone(),
+            flow.to.clone(),
+            Way::between(ports, &flow.from, &flow.to).to_string(),
+            count(frames, 1.0),
+            count(bytes, 8.0),
+            count(dropped, 1.0),
+        ]);
+    }
+    rendered(&table)
+}
+
 fn state(port: &Port) -> &'static str {
     if port.up { "up" } else { "down" }
 }
@@ -148,11 +192,6 @@ fn count(now: u64, then: Option<(u64, f64)>) -> String {
         None => whole(now),
         Some((then, secs)) => scaled(rate(now, then, secs)),
     }
-}
-
-fn rate(now: u64, then: u64, secs: f64) -> f64 {
-    // Another process may have taken over: its counters begin anew.
-    now.saturating_sub(then) as f64 / secs
 }
 
 /// A table of these columns, of which all but the first `left` are numbers.
@@ -180,58 +219,4 @@ fn rendered(table: &Table) -> String {
         .collect::<String>()
         .trim_end()
         .to_owned()
-}
-
-/// `1234567` as `1,234,567`.
-fn whole(count: u64) -> String {
-    let digits = count.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// `1234567.0` as `1.23 M`, with the SI's prefixes.
-fn scaled(value: f64) -> String {
-    let mut value = value;
-    for prefix in ["", " k", " M", " G"] {
-        if value < 999.5 || prefix == " G" {
-            let digits = match value {
-                v if v < 9.995 && !prefix.is_empty() => 2,
-                v if v < 99.95 && !prefix.is_empty() => 1,
-                _ => 0,
-            };
-            return format!("{value:.digits$}{prefix}");
-        }
-        value /= 1000.0;
-    }
-    String::new()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_easy_to_read() {
-        let wholes = [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")];
-        for (count, text) in wholes {
-            assert_eq!(whole(count), text);
-        }
-        for (value, text) in [
-            (0.0, "0"),
-            (999.4, "999"),
-            (999.6, "1.00 k"),
-            (9_996.0, "10.0 k"),
-            (123_456.0, "123 k"),
-            (1_234_567.0, "1.23 M"),
-            (5e12, "5000 G"),
-        ] {
-            assert_eq!(scaled(value), text);
-        }
-    }
 }

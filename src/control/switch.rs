@@ -17,7 +17,7 @@ use crate::sys::sandbox::{Sandbox, Thread};
 use crate::sys::{clock, thread as sys_thread};
 use crate::table::mac::{self, MacTable, MacTableConfig};
 use crate::vhost_user::Endpoint;
-use crate::worker::{Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
+use crate::worker::{Flows, Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
 
 use super::open::{Opened, OpenedSocket};
 use super::upgrade::{Inherited, PortIdentity, Predecessor};
@@ -266,6 +266,7 @@ fn share(settings: &Settings, ports: Box<[Arc<Port>]>) -> Result<Shared, Error> 
     let mailboxes: std::io::Result<Box<[_]>> =
         (0..settings.workers.count).map(|_| Mailbox::new().map(Arc::new)).collect();
     Ok(Shared {
+        flows: (0..settings.workers.count).map(|_| Flows::new(ports.len())).collect(),
         ports,
         macs,
         mailboxes: mailboxes

@@ -10,27 +10,8 @@
 //! - over all ports, the second sums equal the first ones with each flooded frame replaced by its
 //!   `flooded_copies`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::frame::{DropReason, Frame};
-
-/// A count that one thread writes and all may read.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `n`. Only the owning worker calls it.
-    #[inline]
-    pub fn add(&self, n: u64) {
-        let value = self.0.load(Ordering::Relaxed);
-        self.0.store(value.wrapping_add(n), Ordering::Relaxed);
-    }
-
-    /// The value.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+pub use crate::sys::counter::Counter;
 
 /// Lists the counters once: the atomic set, the sums and their names come from this list.
 macro_rules! counters {

@@ -8,6 +8,7 @@ pub mod allowance;
 pub mod call;
 pub mod channel;
 pub mod clock;
+pub mod counter;
 pub mod fault;
 pub mod limits;
 mod netdev;

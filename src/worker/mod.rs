@@ -11,6 +11,7 @@
 mod budget;
 mod capture;
 mod events;
+mod flows;
 mod gate;
 mod mailbox;
 mod pipeline;
@@ -27,6 +28,7 @@ use crate::table::mac::MacTable;
 
 pub use capture::{Buffer, Capture, Fate, MAX_CAPTURES, Record};
 pub use events::PortEvents;
+pub use flows::{Flow, Flows};
 pub use gate::Gate;
 pub use mailbox::{Mailbox, Order};
 pub use poll::Worker;
@@ -43,6 +45,8 @@ pub struct Shared {
     pub mailboxes: Box<[Arc<Mailbox>]>,
     /// Each worker's counters.
     pub counters: Box<[WorkerCounters]>,
+    /// What each worker moved from port to port.
+    pub flows: Box<[Flows]>,
     /// Set once, to end the workers.
     pub stop: AtomicBool,
     /// Where workers wait when they are told to pause.

@@ -15,6 +15,7 @@ use crate::wire::offload::Offloads;
 
 use super::Shared;
 use super::capture::{Burst, Watch};
+use super::flows::Mark;
 
 /// About how long the frames of a burst may take that have offloads, ns. Those that pass as they are
 /// are bounded by their bytes before; of those that must be cut, it is two of 64 KiB at an MTU of
@@ -77,7 +78,7 @@ impl Pipeline {
         if self.watch.concerns(ingress.id, &self.touched) {
             self.send_watched(ingress, frames, segments);
         } else {
-            self.send(frames, segments);
+            self.send(ingress, frames, segments);
         }
         count
     }
@@ -148,14 +149,15 @@ impl Pipeline {
         counters.flooded_copies.add((copies * indices.len()) as u64);
     }
 
-    /// Sends each group out of its port.
+    /// Sends each group out of its port, and counts what went there.
     #[inline]
-    fn send(&mut self, frames: &[Frame], segments: &Segments<'_>) {
+    fn send(&mut self, ingress: &Port, frames: &[Frame], segments: &Segments<'_>) {
         for port in self.touched.drain(..) {
             let index = usize::from(port);
             let target = self.shared.ports.get(index).zip(self.groups.get_mut(index));
             let Some((port, list)) = target else { continue };
-            port.egress(Egress { frames, segments, list, losses: None }, self.worker);
+            let group = Egress { frames, segments, list, losses: None };
+            leave(&self.shared, self.worker, ingress, port, group);
             list.clear();
         }
     }
@@ -170,8 +172,8 @@ impl Pipeline {
             let index = usize::from(port);
             let target = self.shared.ports.get(index).zip(self.groups.get_mut(index));
             let Some((port, list)) = target else { continue };
-            let losses = Some(watch.losses());
-            port.egress(Egress { frames, segments, list, losses }, *worker);
+            let group = Egress { frames, segments, list, losses: Some(watch.losses()) };
+            leave(&self.shared, *worker, ingress, port, group);
             watch.left(&burst, port.id, list);
             list.clear();
         }
@@ -192,5 +194,16 @@ impl Pipeline {
 
     pub fn shared(&self) -> &Shared {
         &self.shared
+    }
+}
+
+/// Sends a group out of its port, and counts what went there.
+#[inline]
+fn leave(shared: &Shared, worker: usize, ingress: &Port, port: &Port, group: Egress<'_>) {
+    let counters = port.counters(worker);
+    let before = Mark::new(counters);
+    port.egress(group, worker);
+    if let Some(flows) = shared.flows.get(worker) {
+        flows.count(ingress.id, port.id, group.list.len(), before, counters);
     }
 }

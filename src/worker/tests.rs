@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use fakeguest::frames::{Flow, mac};
 use fakeguest::{Frame, Guest, Layout, features};
 
-use super::super::{Gate, PortEvents, WorkerCounters};
+use super::super::{Flows, Gate, PortEvents, WorkerCounters};
 use super::*;
 use crate::config::{PortKind, Settings};
 use crate::port::Port;
@@ -42,6 +42,7 @@ impl Bed {
         let table = MacTableConfig { capacity: 64, ageing_secs: 300, seed: 1 };
         let shared = Arc::new(Shared {
             macs: MacTable::new(&table, ports.len()),
+            flows: [Flows::new(ports.len())].into(),
             ports,
             mailboxes: [Arc::new(Mailbox::new().unwrap())].into(),
             counters: [WorkerCounters::default()].into(),

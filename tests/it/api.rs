@@ -150,6 +150,67 @@ fn drops_are_named_by_port_and_reason() {
     bench.switch.stop();
 }
 
+/// Of each port, the flows that lead to it are what left by it: floods, and what it dropped, too.
+#[test]
+fn flows_add_up_to_what_ports_delivered_and_dropped() {
+    const RING: u16 = 64;
+    let builder = Switch::builder().port("a").port("b").port("c").api().args(&["--workers", "2"]);
+    let mut bench = Bench::with(builder.start(), ["a", "b"]);
+    let third = Guest::builder(bench.switch.socket("c")).ring_size(RING).attach();
+    let mut third = third.expect("a guest");
+    assert_eq!(bench.says(&["show", "flows"]), "no frame has gone from one port to another\n");
+    // Port, its worker and direction apart: b and c become known, and c never takes a frame out of
+    // its ring.
+    third.send(0, &Frame::pattern([0xff; 6], mac(3), 60, 0), &Layout::whole());
+    bench.b.send(0, &Frame::pattern([0xff; 6], mac(2), 70, 0), &Layout::whole());
+    bench.a.recv(0, PATIENCE).expect("one broadcast");
+    bench.a.recv(0, PATIENCE).expect("the other");
+    bench.b.recv(0, PATIENCE).expect("c's");
+    bench.frames(20);
+    for seed in 0..u32::from(RING) + 30 {
+        bench.a.send(0, &Frame::pattern(mac(3), mac(1), 200, seed), &Layout::whole());
+    }
+    for seed in 0..10 {
+        bench.b.send(0, &Frame::pattern([0xff; 6], mac(2), 300, seed), &Layout::whole());
+        bench.a.recv(0, PATIENCE).expect("a broadcast");
+    }
+    let count = |value: &Value, name: &str| value[name].as_u64().unwrap_or_default();
+    let sum = |flows: &[Value], name: &str| flows.iter().map(|flow| count(flow, name)).sum::<u64>();
+    // Four copies of the first broadcasts, 20 to b, those to c, two copies of the last ones.
+    let all = 4 + 20 + u64::from(RING) + 30 + 20;
+    let flows = wait_for("all frames", PATIENCE, || {
+        let flows = bench.json(&["show", "flows"]).as_array().expect("a list").clone();
+        (sum(&flows, "frames") + sum(&flows, "dropped") == all).then_some(flows)
+    });
+    for port in bench.json(&["show", "ports"]).as_array().expect("a list") {
+        let to: Vec<_> = flows.iter().filter(|flow| flow["to"] == port["name"]).cloned().collect();
+        let name = &port["name"];
+        assert_eq!(sum(&to, "frames"), count(&port["counters"], "egress_frames"), "{name}");
+        assert_eq!(sum(&to, "bytes"), count(&port["counters"], "egress_bytes"), "{name}");
+        let drops = port["drops"].as_object().expect("reasons").values();
+        let drops = drops.map(|count| count.as_u64().expect("a count")).sum::<u64>();
+        assert_eq!(sum(&to, "dropped"), drops, "{name}");
+    }
+    let drops = |from: &str| {
+        let flow = flows.iter().find(|flow| flow["from"] == from && flow["to"] == "c");
+        count(flow.expect("a flow"), "dropped")
+    };
+    assert!(drops("a") > 0 && drops("b") > 0, "c is full, for both: {flows:?}");
+
+    // By bytes: the largest first.
+    let lines = cells(&bench.says(&["show", "flows"]));
+    assert_eq!(lines[0], "FROM TO WAY FRAMES BYTES DROPS");
+    assert!(lines[1].starts_with("a c guests "), "{lines:?}");
+    assert_eq!(lines.len(), 1 + flows.len());
+    let (_, metrics) = get(&bench.switch.api_socket(), "/metrics");
+    let samples = samples(&metrics);
+    assert_eq!(samples["ringswitch_flow_frames_total{from=\"a\",to=\"b\"}"], "20");
+    assert_eq!(samples["ringswitch_flow_bytes_total{from=\"a\",to=\"b\"}"], "2000");
+    let none = "ringswitch_flow_frames_total{from=\"a\",to=\"a\"}";
+    assert!(!samples.contains_key(none), "only those that had frames");
+    bench.switch.stop();
+}
+
 #[test]
 fn watching_shows_rates() {
     let mut bench = Bench::new();
@@ -327,7 +388,7 @@ fn the_page_shows_what_is_printed() {
         }
         commands += 1;
     }
-    assert_eq!(commands, 6);
+    assert_eq!(commands, 7);
     bench.switch.stop();
 }
 

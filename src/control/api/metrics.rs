@@ -10,7 +10,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::api::Worker;
+use crate::api::{Flow, Worker};
 use crate::port::Totals;
 
 use super::View;
@@ -46,6 +46,7 @@ impl Collector for Metrics {
         families.gauge(name, text, view.began_at())?;
         ports(&mut families, view)?;
         workers(&mut families, &view.workers())?;
+        flows(&mut families, &view.flows())?;
         let addresses = view.addresses();
         families.gauge("addresses", "Addresses that were learned.", addresses)
     }
@@ -86,6 +87,15 @@ fn workers(families: &mut Families<'_>, workers: &[Worker]) -> Result<(), Error>
         families.counters(&format!("worker_{name}"), text, values)?;
     }
     Ok(())
+}
+
+/// Of pairs that had frames only: all of them would be the square of the ports.
+fn flows(families: &mut Families<'_>, flows: &[Flow]) -> Result<(), Error> {
+    let labels = |flow: &Flow| [("from", flow.from.clone()), ("to", flow.to.clone())];
+    let frames = flows.iter().map(|flow| (labels(flow), flow.frames));
+    families.counters("flow_frames", "Frames delivered from one port to another.", frames)?;
+    let bytes = flows.iter().map(|flow| (labels(flow), flow.bytes));
+    families.counters("flow_bytes", "Their bytes, as their senders sent them.", bytes)
 }
 
 /// Writes families of metrics: a value for each set of labels.

@@ -32,7 +32,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 use utoipa::{IntoParams, OpenApi};
 
-use crate::api::{Mac, Port, Problem, Process, Worker};
+use crate::api::{Flow, Mac, Port, Problem, Process, Worker};
 use crate::config::Settings;
 use crate::frame::MAX_FRAME;
 use crate::wire::filter::Filter;
@@ -62,7 +62,7 @@ const PAUSE: Duration = Duration::from_secs(1);
         description = "What a running switch says of itself.",
         version = "1"
     ),
-    paths(process, ports, port, workers, macs, capture, prometheus)
+    paths(process, ports, port, workers, macs, flows, capture, prometheus)
 )]
 struct Specification;
 
@@ -237,6 +237,7 @@ fn router(view: Arc<View>) -> Router {
         .route("/v1/workers", get(workers))
         .route("/v1/macs", get(macs))
         .route("/v1/capture", get(capture))
+        .route("/v1/flows", get(flows))
         .route("/v1/openapi.yaml", get(specification))
         .route("/metrics", get(prometheus))
         .fallback(|| async {
@@ -363,6 +364,12 @@ const PCAPNG: &str = "application/x-pcapng";
 fn no_port(view: &View, name: &str) -> Response {
     let error = format!("there is no port {name:?}; there are {}", view.names().join(", "));
     problem(StatusCode::NOT_FOUND, &error)
+}
+
+/// What went from port to port: all pairs that had frames, in the order of the configuration.
+#[utoipa::path(get, path = "/v1/flows", responses((status = 200, body = Vec<Flow>)))]
+async fn flows(State(view): State<Arc<View>>) -> Json<Vec<Flow>> {
+    Json(view.flows())
 }
 
 /// For Prometheus.

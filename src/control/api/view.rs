@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::api::{Mac, Port, PortKind, Process, Worker};
+use crate::api::{Flow, Mac, Port, PortKind, Process, Worker};
 use crate::config::{self, PortSettings, Settings};
 use crate::frame::DropReason;
 use crate::port;
 use crate::sys::clock;
-use crate::worker::Shared;
+use crate::worker::{self, Flows, Shared};
 
 use super::super::{Statistics, Switch};
 
@@ -143,6 +143,17 @@ impl View {
                 Worker { worker, busy_seconds: cycles as f64 / rate, counters }
             })
             .collect()
+    }
+
+    /// What went from port to port: all pairs that had frames.
+    pub(super) fn flows(&self) -> Vec<Flow> {
+        let name = |index: usize| self.shared.ports.get(index).map(|port| port.name.clone());
+        let sums = Flows::sums(&self.shared.flows).into_iter();
+        let flow = |(from, to, flow): (usize, usize, worker::Flow)| {
+            let worker::Flow { frames, bytes, dropped } = flow;
+            Some(Flow { from: name(from)?, to: name(to)?, frames, bytes, dropped })
+        };
+        sums.filter_map(flow).collect()
     }
 
     pub(super) fn macs(&self) -> Vec<Mac> {
