@@ -11,6 +11,9 @@ use ringswitch::wire::vnet::{DATA_VALID, Encoded, GSO_NONE, NEEDS_CSUM, VnetHead
 use crate::input::Input;
 use crate::packet::{Layout, Packet, damage, layout};
 
+/// IP protocol number of the authentication header (RFC 4302).
+const AUTHENTICATION: u8 = 51;
+
 /// Runs one input.
 ///
 /// # Panics
@@ -71,9 +74,10 @@ fn check_layout(frame: &[u8]) {
         Some(TransportSlice::Udp(udp)) => (17, offset(udp.slice())),
         _ => return,
     };
-    // Behind a fragment header nothing is looked for, though all of the packet may be there.
-    let atomic = found.v6 && found.fragment;
-    assert!(atomic || l4 == (found.protocol, found.l4), "{l4:?}, says etherparse; {found:?}");
+    // Behind a fragment header nothing is looked for, though all of the packet may be there; nor is it
+    // behind an authentication header, which is a protocol of IPv4 and no part of it.
+    let beyond = if found.v6 { found.fragment } else { found.protocol == AUTHENTICATION };
+    assert!(beyond || l4 == (found.protocol, found.l4), "{l4:?}, says etherparse; {found:?}");
 }
 
 /// Both directions of a flow are one, and nothing behind the ports matters.
