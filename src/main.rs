@@ -48,6 +48,10 @@ enum Failure {
     Capture(PathBuf, #[source] io::Error),
     #[error("cannot write the manual's pages to {directory}")]
     Pages { directory: String, source: io::Error },
+    #[error(
+        "standard output is no terminal: use `ringswitch show ports --watch`, or --json for programs"
+    )]
+    NoTerminal,
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
 }
@@ -73,6 +77,7 @@ impl Failure {
             | Failure::Attach(_)
             | Failure::NoUpgradeSocket
             | Failure::Terminal => 2,
+            Failure::NoTerminal => 2,
         }
     }
 }
@@ -89,6 +94,7 @@ fn main() -> ExitCode {
         Command::Capture(args) => cli::capture::run(args),
         Command::Completions(args) => cli::generate::completions(args),
         Command::Man(args) => cli::generate::man(args),
+        Command::Top(args) => cli::top::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

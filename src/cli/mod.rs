@@ -10,6 +10,7 @@ pub mod generate;
 mod numbers;
 pub mod show;
 mod tables;
+pub mod top;
 pub mod upgrade;
 mod way;
 
@@ -27,7 +28,8 @@ Examples:
     ringswitch run --config /etc/ringswitch.toml
   A new version in the place of the one that runs, without a pause:
     ringswitch upgrade --config /etc/ringswitch.toml
-  What goes through it now, each second:
+  What goes through it now: live in a terminal; as text, each second
+    ringswitch top
     ringswitch show ports --watch
   What QEMU needs to attach a guest to the port vm1:
     ringswitch args qemu vm1 --config /etc/ringswitch.toml
@@ -96,6 +98,8 @@ pub enum Command {
     /// Write the manual's pages, for packages
     #[command(hide = true)]
     Man(generate::ManArgs),
+    /// Watch the switch that runs, in a terminal
+    Top(top::TopArgs),
 }
 
 #[derive(Debug, Args)]

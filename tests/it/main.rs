@@ -30,5 +30,6 @@ mod support;
 mod switching;
 mod tap;
 mod testpmd;
+mod top;
 mod upgrade;
 mod watchdog;
