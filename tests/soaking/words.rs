@@ -39,6 +39,9 @@ pub struct Flow {
     next: u32,
 }
 
+/// The last number that a frame begins with: the longest one doesn't reach the end.
+const LAST: u32 = u32::MAX - (1 << 20);
+
 impl Flow {
     /// A new one of sender `station`, life `life` and queue `queue`.
     pub fn new(station: u8, life: u32, queue: usize) -> Flow {
@@ -47,6 +50,11 @@ impl Flow {
 
     /// The next frame to `destination`, with `words` words.
     pub fn frame(&mut self, destination: [u8; 6], shape: Shape, words: usize) -> Frame {
+        if self.next > LAST {
+            // After an hour or so: as if its guest had begun anew.
+            let (station, life, queue) = (self.tag >> 24, self.tag >> 4 & 0xf_ffff, self.tag & 15);
+            *self = Self::new(station as u8, life + 1, queue as usize);
+        }
         let payload: Vec<u8> = (self.next..)
             .take(words)
             .flat_map(|at| (u64::from(self.tag) << 32 | u64::from(at)).to_le_bytes())
@@ -61,7 +69,8 @@ impl Flow {
             flow
         };
         let packet = |tcp, v6| match tcp {
-            true => flow(v6).tcp(8 * self.next, &payload),
+            // Sequence numbers of TCP go round.
+            true => flow(v6).tcp(self.next.wrapping_mul(8), &payload),
             false => flow(v6).udp(&payload),
         };
         match shape {
