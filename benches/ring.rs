@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `switch` | go from one ring to the other: receive, stages, look-up, copy, both publications |
 //! | `drop` | end at the look-up: what `switch` costs without the receiver |
+//! | `captured` | as in `switch`, 64 bytes, while nobody captures, while somebody captures another port, and while somebody captures these two: then each frame is copied once more for each |
 
 #![expect(clippy::expect_used, reason = "a bench that can't start has nothing to say")]
 #![allow(missing_docs, reason = "criterion's macros")]
@@ -19,14 +20,15 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use fakeguest::{Frame, Guest, Layout, features, frames};
 use ringswitch::config::{PollMode, PortKind, Settings};
-use ringswitch::frame::PortId;
+use ringswitch::frame::{MAX_FRAME, PortId};
 use ringswitch::port::{Kind, Port, VhostPort};
 use ringswitch::ring::Queues;
 use ringswitch::sys::sandbox::Sandbox;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
 use ringswitch::vhost_user::{Endpoint, PortSocket};
+use ringswitch::wire::filter::Filter;
 use ringswitch::worker::{
-    Flows, Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters,
+    Buffer, Capture, Flows, Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters,
 };
 
 /// Bytes of a frame, without the virtio-net header, and how many go at a time.
@@ -40,7 +42,10 @@ const STEPS: usize = 1_000_000;
 
 /// A switch of two ports whose only worker is this thread.
 struct Bed {
+    shared: Arc<Shared>,
     worker: Worker,
+    /// Who captures, and where to.
+    capture: Option<(Arc<Capture>, Vec<Buffer>)>,
     sender: Guest,
     receiver: Guest,
     _endpoints: Vec<Endpoint>,
@@ -92,15 +97,35 @@ impl Bed {
             Guest::builder(socket).with(features).rx_buffer(4096).attach().expect("a guest")
         };
         let [sender, receiver] = [guest(&sockets[0]), guest(&sockets[1])];
-        let worker = Worker::new(shared, &placement, 0, PollMode::Poll);
-        let mut bed =
-            Bed { worker, sender, receiver, _endpoints: endpoints, _directory: directory };
+        let worker = Worker::new(shared.clone(), &placement, 0, PollMode::Poll);
+        let mut bed = Bed {
+            shared,
+            worker,
+            capture: None,
+            sender,
+            receiver,
+            _endpoints: endpoints,
+            _directory: directory,
+        };
         // The switch learns where the receiver is.
         let hello = Frame::pattern(frames::mac(1), frames::mac(2), 60, 0);
         assert!(bed.receiver.try_send(0, &hello, &Layout::whole()));
         bed.step_until(1);
         bed.sender.recv_burst(0, 1);
         bed
+    }
+
+    /// Has somebody capture these ports, or nobody.
+    fn capture(&mut self, ports: Option<[bool; 3]>) {
+        if let Some((capture, _)) = self.capture.take() {
+            self.shared.end_capture(&capture);
+        }
+        self.capture = ports.map(|ports| {
+            let capture = Arc::new(Capture::new(ports.into(), Filter::default(), MAX_FRAME, 1));
+            assert!(self.shared.begin_capture(&capture), "room for a capture");
+            let spares = capture.spares();
+            (capture, spares)
+        });
     }
 
     fn step_until(&mut self, frames: usize) {
@@ -122,6 +147,9 @@ impl Bed {
             self.step_until(sent);
             time += start.elapsed();
             while self.receiver.recv_burst(0, sent as u64).frames > 0 {}
+            if let Some((capture, spares)) = &mut self.capture {
+                capture.take(spares);
+            }
             moved += sent as u64;
         }
         time.mul_f64(wanted as f64 / moved as f64)
@@ -169,9 +197,30 @@ fn bench(criterion: &mut Criterion) {
     }
 }
 
+fn captured(criterion: &mut Criterion) {
+    let mut bed = Bed::new(0);
+    let mut group = criterion.benchmark_group("captured");
+    group.warm_up_time(Duration::from_millis(30));
+    group.measurement_time(Duration::from_millis(300)).sample_size(50);
+    let frame = [Frame::pattern(frames::mac(2), frames::mac(1), 64, 1)];
+    let loaded = bed.sender.queue(0).tx.load_up_to(64, &frame, &Layout::whole());
+    loaded.expect("frames in guest memory");
+    let [another, these] = [[false, false, true], [true, true, false]];
+    for (name, ports) in
+        [("nobody", None), ("another port", Some(another)), ("these ports", Some(these))]
+    {
+        bed.capture(ports);
+        group.bench_function(name, |bencher| bencher.iter_custom(|frames| bed.time(frames, 64)));
+        if let Some((capture, _)) = &bed.capture {
+            assert_eq!(capture.missed(), 0);
+        }
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().without_plots();
-    targets = bench
+    targets = bench, captured
 }
 criterion_main!(benches);
