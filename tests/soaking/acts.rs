@@ -140,7 +140,7 @@ pub fn perform(
         Act::Garbage => return garbage(life, dice),
         Act::HalfMessage => half_message(life, dice),
         Act::Descriptors => return descriptors(life, dice),
-        Act::Truncate => return truncate(life, station),
+        Act::Truncate => return truncate(life, station, tally),
         Act::Leave => return After::Leaves,
         Act::Die => {
             if !life.wild {
@@ -512,9 +512,10 @@ fn descriptors(life: &Life, dice: &mut Dice) -> After {
     After::Dies
 }
 
-/// Makes the file of its memory shorter. Nobody but the switch touches the memory after that.
-fn truncate(life: &Life, station: u8) -> After {
-    if life.enabled < life.senders.len() {
+/// Makes the file of its memory shorter. Nobody but the switch touches the memory after that; and
+/// the switch has no frame of it under way, which would go on with zeros for its last bytes.
+fn truncate(life: &mut Life, station: u8, tally: &mut Tally) -> After {
+    if life.enabled < life.senders.len() || !life.flush(station, tally) {
         return After::GoesOn;
     }
     life.guest.memory().file().set_len(0).expect("a shorter file");

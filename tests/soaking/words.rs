@@ -198,7 +198,17 @@ fn run(payload: &[u8]) -> Option<Run> {
     Some(Run { tag: (first >> 32) as u32, first: first as u32, words })
 }
 
+/// Its first bytes, and those where a word isn't the one behind the word before it.
 fn show(frame: &Frame) -> String {
-    let shown = &frame.bytes[..frame.bytes.len().min(96)];
-    format!("{} bytes, {:?}, {shown:02x?}", frame.bytes.len(), frame.header())
+    let bytes = &frame.bytes;
+    let shown = &bytes[..bytes.len().min(96)];
+    let mut text = format!("{} bytes, {:?}, {shown:02x?}", bytes.len(), frame.header());
+    let words: Vec<_> = payload(bytes).unwrap_or_default().chunks_exact(8).collect();
+    let number = |word: &[u8]| word.try_into().map_or(0, u64::from_le_bytes);
+    let wrong = words.windows(2).position(|pair| number(pair[1]) != number(pair[0]) + 1);
+    if let Some(at) = wrong {
+        let after: Vec<_> = words[at..].iter().take(8).map(|word| number(word)).collect();
+        text += &format!("; words from {at} of {}: {after:#x?}", words.len());
+    }
+    text
 }
