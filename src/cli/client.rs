@@ -97,9 +97,7 @@ impl Client {
     }
 
     async fn ask(&self, path: &str) -> Result<Bytes, ClientError> {
-        let body = Limited::new(self.request(path).await?.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| ClientError::Answer(anyhow::anyhow!(error)))?;
-        Ok(body.to_bytes())
+        whole(self.request(path).await?).await
     }
 
     /// The beginning of an answer that isn't a refusal.
@@ -124,11 +122,15 @@ impl Client {
         if answer.status() == StatusCode::OK {
             return Ok(answer);
         }
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| ClientError::Answer(anyhow::anyhow!(error)))?;
-        let problem: Problem = parse(&body.to_bytes())?;
+        let problem: Problem = parse(&whole(answer).await?)?;
         Err(ClientError::Refused(problem.error))
     }
+}
+
+/// All of an answer.
+async fn whole(answer: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+    Ok(body.map_err(|error| ClientError::Answer(anyhow::anyhow!(error)))?.to_bytes())
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, NoLabelSet, text,
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, MetricEncoder,
+    NoLabelSet, text,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
@@ -102,23 +103,31 @@ fn flows(families: &mut Families<'_>, flows: &[Flow]) -> Result<(), Error> {
 struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
+    fn family(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        write: impl FnOnce(MetricEncoder<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        write(self.0.encode_descriptor(&format!("ringswitch_{name}"), help, None, kind)?)
+    }
+
     fn counters<L: EncodeLabelSet, V: EncodeCounterValue>(
         &mut self,
         name: &str,
         help: &str,
         values: impl IntoIterator<Item = (L, V)>,
     ) -> Result<(), Error> {
-        let name = format!("ringswitch_{name}");
-        let mut family = self.0.encode_descriptor(&name, help, None, MetricType::Counter)?;
-        for (labels, value) in values {
-            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-        }
-        Ok(())
+        self.family(name, help, MetricType::Counter, |mut family| {
+            values.into_iter().try_for_each(|(labels, value)| {
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+            })
+        })
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> Result<(), Error> {
-        let name = format!("ringswitch_{name}");
-        self.0.encode_descriptor(&name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+        self.family(name, help, MetricType::Gauge, |mut family| family.encode_gauge(&value))
     }
 
     fn gauges<L: EncodeLabelSet, V: EncodeGaugeValue>(
@@ -127,11 +136,10 @@ impl Families<'_> {
         help: &str,
         values: impl IntoIterator<Item = (L, V)>,
     ) -> Result<(), Error> {
-        let name = format!("ringswitch_{name}");
-        let mut family = self.0.encode_descriptor(&name, help, None, MetricType::Gauge)?;
-        for (labels, value) in values {
-            family.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-        Ok(())
+        self.family(name, help, MetricType::Gauge, |mut family| {
+            values
+                .into_iter()
+                .try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
+        })
     }
 }

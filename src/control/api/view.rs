@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::api::{Flow, Mac, Port, PortKind, Process, Worker};
 use crate::config::{self, PortSettings, Settings};
 use crate::frame::DropReason;
 use crate::port;
 use crate::sys::clock;
+use crate::wire::ethernet::MacAddr;
 use crate::worker::{self, Flows, Shared};
 
 use super::super::{Statistics, Switch};
@@ -37,7 +38,7 @@ impl View {
             shared: Arc::clone(&switch.shared),
             ports: settings.ports.clone(),
             since: Instant::now(),
-            began_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
+            began_at: Duration::from_nanos(clock::unix_ns()).as_secs_f64(),
             tsc: clock::tsc(),
             tsc_rate: OnceLock::new(),
         }
@@ -160,8 +161,7 @@ impl View {
         let mut macs = Vec::new();
         self.shared.macs.for_each(clock::coarse_seconds(), |mac, port, age_seconds| {
             let Some(port) = self.shared.ports.get(usize::from(port)) else { return };
-            let [_, _, bytes @ ..] = mac.to_be_bytes();
-            let address = bytes.map(|byte| format!("{byte:02x}")).join(":");
+            let address = MacAddr::from_u64(mac).to_string();
             macs.push(Mac { address, port: port.name.clone(), age_seconds });
         });
         macs.sort_unstable();
