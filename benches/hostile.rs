@@ -23,9 +23,7 @@ use ringswitch::ring::Queues;
 use ringswitch::sys::sandbox::Sandbox;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
 use ringswitch::vhost_user::{Endpoint, PortSocket};
-use ringswitch::worker::{
-    Flows, Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters,
-};
+use ringswitch::worker::{PortEvents, Ports, Shared, Worker};
 
 /// Frames under way between the two, in each direction.
 const WINDOW: usize = 256;
@@ -90,25 +88,17 @@ impl Bed {
             let kind = PortIs::Vhost(VhostPort::new(Arc::new(Queues::new(1))));
             Arc::new(Port::new(PortId(index as u16), format!("port{index}"), kind, 1))
         };
-        let ports: Box<[_]> = (0..PORTS.len()).map(port).collect();
-        let placement = Arc::new(Placement::new(&ports, 1));
         let table = MacTableConfig { capacity: 1024, ageing_secs: 300, seed: 1 };
-        let shared = Arc::new(Shared {
-            macs: MacTable::new(&table, ports.len()),
-            flows: [Flows::new(ports.len())].into(),
-            ports,
-            mailboxes: [Arc::new(Mailbox::new().expect("a mailbox"))].into(),
-            counters: [WorkerCounters::default()].into(),
-            stop: AtomicBool::new(false),
-            gate: Gate::default(),
-            captures: parking_lot::Mutex::default(),
-        });
-        let endpoints = shared.ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
+        let macs = MacTable::new(&table, PORTS.len());
+        let ports = Ports::new((0..PORTS.len()).map(port));
+        let shared = Arc::new(Shared::new(ports, macs, 1).expect("a mailbox"));
+        let ports = shared.ports.now();
+        let endpoints = ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
             let (PortIs::Vhost(vhost), PortKind::VhostUser(socket)) = (&port.kind, &wanted.kind)
             else {
                 return None;
             };
-            let events = PortEvents::new(shared.clone(), placement.clone(), port.clone());
+            let events = PortEvents::new(shared.clone(), port.clone());
             let (queues, socket) = (vhost.queues().clone(), PortSocket::open(socket));
             let socket = socket.expect("a socket");
             Endpoint::spawn(&port.name, socket, None, queues, Arc::new(events), &Sandbox::none())
@@ -124,7 +114,7 @@ impl Bed {
         let mut bed = Bed {
             kind,
             guests: guests.collect(),
-            worker: Worker::new(shared, &placement, 0, PollMode::Poll),
+            worker: Worker::new(shared, 0, PollMode::Poll),
             stop: Arc::default(),
             under_way: Default::default(),
             clock: Duration::ZERO,

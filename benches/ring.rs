@@ -14,7 +14,6 @@
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -27,9 +26,7 @@ use ringswitch::sys::sandbox::Sandbox;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
 use ringswitch::vhost_user::{Endpoint, PortSocket};
 use ringswitch::wire::filter::Filter;
-use ringswitch::worker::{
-    Buffer, Capture, Flows, Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters,
-};
+use ringswitch::worker::{Buffer, Capture, PortEvents, Ports, Shared, Worker};
 
 /// Bytes of a frame, without the virtio-net header, and how many go at a time.
 const FRAMES: [(usize, usize); 5] = [(64, 64), (512, 64), (1518, 64), (9000, 32), (65_000, 8)];
@@ -61,25 +58,17 @@ impl Bed {
             let kind = Kind::Vhost(VhostPort::new(Arc::new(Queues::new(1))));
             Arc::new(Port::new(PortId(index), format!("port{index}"), kind, 1))
         };
-        let ports: Box<[_]> = (0..2).map(port).collect();
-        let placement = Arc::new(Placement::new(&ports, 1));
         let table = MacTableConfig { capacity: 1024, ageing_secs: 300, seed: 1 };
-        let shared = Arc::new(Shared {
-            flows: [Flows::new(ports.len())].into(),
-            ports,
-            macs: MacTable::new(&table, 2),
-            mailboxes: [Arc::new(Mailbox::new().expect("a mailbox"))].into(),
-            counters: [WorkerCounters::default()].into(),
-            stop: AtomicBool::new(false),
-            gate: Gate::default(),
-            captures: parking_lot::Mutex::default(),
-        });
-        let endpoints = shared.ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
+        let macs = MacTable::new(&table, 2);
+        let ports = Ports::new((0..2).map(port));
+        let shared = Arc::new(Shared::new(ports, macs, 1).expect("a mailbox"));
+        let ports = shared.ports.now();
+        let endpoints = ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
             let (Kind::Vhost(vhost), PortKind::VhostUser(socket)) = (&port.kind, &wanted.kind)
             else {
                 return None;
             };
-            let events = PortEvents::new(shared.clone(), placement.clone(), port.clone());
+            let events = PortEvents::new(shared.clone(), port.clone());
             let queues = vhost.queues().clone();
             let socket = PortSocket::open(socket).expect("a socket");
             let endpoint = Endpoint::spawn(
@@ -97,7 +86,7 @@ impl Bed {
             Guest::builder(socket).with(features).rx_buffer(4096).attach().expect("a guest")
         };
         let [sender, receiver] = [guest(&sockets[0]), guest(&sockets[1])];
-        let worker = Worker::new(shared.clone(), &placement, 0, PollMode::Poll);
+        let worker = Worker::new(shared.clone(), 0, PollMode::Poll);
         let mut bed = Bed {
             shared,
             worker,

@@ -2,6 +2,8 @@
 //!
 //! They are the specification, too: `docs/openapi.yaml` is made of them.
 
+pub mod config;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -95,8 +97,23 @@ pub struct Mac {
     pub address: String,
     /// The port's name.
     pub port: String,
-    /// When a frame of it was last seen, seconds ago.
-    pub age_seconds: u32,
+    /// When a frame of it was last seen, seconds ago; none if an operator gave it to the port.
+    pub age_seconds: Option<u32>,
+}
+
+/// Where an address is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Station {
+    /// The port's name.
+    pub port: String,
+}
+
+/// What was forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flushed {
+    /// How many addresses.
+    pub forgotten: u32,
 }
 
 /// What went from one port to another, since the process began.

@@ -46,6 +46,10 @@ enum Failure {
     Terminal,
     #[error("cannot write frames to {}; those before are there", .0.display())]
     Capture(PathBuf, #[source] io::Error),
+    #[error("{0:?} names no table: expected TABLE.KEY=VALUE, such as mac-table.ageing-seconds=60")]
+    NoTable(String),
+    #[error("cannot read {}", .0.display())]
+    File(PathBuf, #[source] io::Error),
     #[error("cannot write the manual's pages to {directory}")]
     Pages { directory: String, source: io::Error },
     #[error(
@@ -70,13 +74,15 @@ impl Failure {
             | Failure::Api(_)
             | Failure::Capture(..)
             | Failure::Output(_)
+            | Failure::File(..)
             | Failure::Pages { .. }
             | Failure::Spawn(_)
             | Failure::NotUpgraded => 1,
             Failure::Config(_)
             | Failure::Attach(_)
             | Failure::NoUpgradeSocket
-            | Failure::Terminal => 2,
+            | Failure::Terminal
+            | Failure::NoTable(_) => 2,
             Failure::NoTerminal => 2,
         }
     }
@@ -91,6 +97,11 @@ fn main() -> ExitCode {
         Command::Check { file } => check(file),
         Command::Args(args) => attach(args),
         Command::Show(args) => cli::show::run(args),
+        Command::Port(args) => cli::change::port(args),
+        Command::Mac(args) => cli::change::mac(args),
+        Command::Mirror(args) => cli::change::mirror(args),
+        Command::Set(args) => cli::change::set(args),
+        Command::Reload(args) => cli::change::reload(args),
         Command::Capture(args) => cli::capture::run(args),
         Command::Completions(args) => cli::generate::completions(args),
         Command::Man(args) => cli::generate::man(args),
@@ -108,7 +119,7 @@ fn main() -> ExitCode {
 fn run(args: &RunArgs) -> Result<(), Failure> {
     start_log(args.log_level);
     let start = if args.take_over { Start::TakeOver } else { Start::Fresh };
-    Ok(control::run(args.settings()?, start)?)
+    Ok(control::run(args.settings()?, args.reread()?, start)?)
 }
 
 fn check(file: &std::path::Path) -> Result<(), Failure> {

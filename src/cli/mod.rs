@@ -5,6 +5,7 @@
 
 pub mod attach;
 pub mod capture;
+pub mod change;
 pub mod client;
 pub mod generate;
 mod numbers;
@@ -18,6 +19,7 @@ use std::path::{self, PathBuf};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ringswitch::config::{ConfigErrors, MAX_WORKERS, PollMode, SandboxMode, Settings};
+use ringswitch::control::Reread;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -91,6 +93,16 @@ pub enum Command {
     Args(ArgsArgs),
     /// Show what the switch that runs does
     Show(show::ShowArgs),
+    /// Add, change and remove ports while it runs
+    Port(change::PortArgs),
+    /// Give addresses to ports, and forget them
+    Mac(change::MacArgs),
+    /// Copy a port's frames to another port
+    Mirror(change::MirrorArgs),
+    /// Change other settings while it runs
+    Set(change::SetArgs),
+    /// Go over to what the configuration file says now
+    Reload(change::ReloadArgs),
     /// Copy frames of ports, with what became of them, for Wireshark and tcpdump
     Capture(capture::CaptureArgs),
     /// Print what completes these commands in a shell
@@ -102,7 +114,7 @@ pub enum Command {
     Top(top::TopArgs),
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 #[command(group = ArgGroup::new("what").args(["config", "ports", "uplink"]).required(true).multiple(true))]
 pub struct RunArgs {
@@ -216,6 +228,20 @@ impl RunArgs {
             settings.sandbox.mode = mode;
         }
         Ok(settings)
+    }
+}
+
+impl RunArgs {
+    /// How to read the settings again, if they are of a file.
+    ///
+    /// # Errors
+    ///
+    /// There is no current directory, which the path may be from.
+    pub fn reread(&self) -> std::io::Result<Option<Reread>> {
+        let Some(file) = &self.config else { return Ok(None) };
+        let file = path::absolute(file)?;
+        let again = Self { config: Some(file.clone()), ..self.clone() };
+        Ok(Some(Reread { file, read: Box::new(move || again.settings()) }))
     }
 }
 

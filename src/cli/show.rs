@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use ringswitch::api::config::Config;
 use ringswitch::api::{Flow, Mac, Port, Worker};
 use serde::Serialize;
 
@@ -59,6 +60,8 @@ pub enum What {
     Flows,
     /// Frames that were dropped, by port and reason, most first
     Drops,
+    /// The settings that it goes by, as a configuration file
+    Config,
 }
 
 /// Runs the command.
@@ -103,6 +106,7 @@ enum Said {
     /// With the ports, which say who is a guest.
     Flows(Vec<Flow>, Vec<Port>),
     Drops(Vec<Port>),
+    Config(Box<Config>),
 }
 
 impl Seen {
@@ -114,6 +118,7 @@ impl Seen {
             What::Macs => Said::Macs(client.get("/macs")?),
             What::Flows => Said::Flows(client.get("/flows")?, client.get("/ports")?),
             What::Drops => Said::Drops(client.get("/ports")?),
+            What::Config => Said::Config(client.get("/config")?),
         };
         Ok(Self { at: Instant::now(), said })
     }
@@ -128,6 +133,7 @@ impl Seen {
             Said::Workers(workers) => text(workers),
             Said::Macs(macs) => text(macs),
             Said::Flows(flows, _) => text(flows),
+            Said::Config(config) => text(config),
         }
     }
 
@@ -151,6 +157,9 @@ impl Seen {
             (Said::Flows(now, ports), _) => tables::flows(now, ports, None),
             (Said::Drops(now), Some(Said::Drops(then))) => tables::drops(now, Some((then, secs))),
             (Said::Drops(now), _) => tables::drops(now, None),
+            (Said::Config(now), _) => {
+                toml::to_string(now).unwrap_or_default().trim_end().to_owned()
+            }
         }
     }
 }

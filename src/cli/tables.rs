@@ -98,7 +98,8 @@ pub fn workers(now: &[Worker], before: Before<'_, Vec<Worker>>) -> String {
 pub fn macs(macs: &[Mac]) -> String {
     let mut table = table(&["address", "port", "seen, s ago"], 2);
     for Mac { address, port, age_seconds } in macs {
-        table.add_row([address, port, &age_seconds.to_string()]);
+        let age = age_seconds.map_or("given".to_owned(), |age| age.to_string());
+        table.add_row([address, port, &age]);
     }
     rendered(&table)
 }

@@ -11,6 +11,7 @@
 //! trusted; what well-formed values mean is checked to the end, so that an operator sees every
 //! mistake at once ([`ConfigErrors`]). Ports given on the command line take the same checks.
 
+mod mirrors;
 mod ports;
 mod problem;
 mod raw;
@@ -46,12 +47,17 @@ pub struct Settings {
     pub upgrade: Option<PathBuf>,
     /// The socket of the API: absolute, at most 107 bytes.
     pub api: Option<PathBuf>,
+    /// The same for those who may look only.
+    pub read_only: Option<PathBuf>,
     /// Where Prometheus finds metrics over TCP: an address of this host alone.
     pub metrics: Option<SocketAddr>,
     /// What the process gives up once it has opened its ports.
     pub sandbox: SandboxSettings,
-    /// The ports in the order of the file: 1 to [`MAX_PORTS`], of which at most one is the uplink.
+    /// The ports in the order of the file: at most [`MAX_PORTS`], of which at most one is the uplink.
+    /// Only a switch with an API may begin without any.
     pub ports: Vec<PortSettings>,
+    /// What is copied to ports that are for looking on, at most [`MAX_MIRRORS`].
+    pub mirrors: Vec<MirrorSettings>,
 }
 
 impl Settings {
@@ -95,6 +101,12 @@ impl Settings {
         validate::validate(&raw, source)
     }
 
+    /// Whether there are TAPs.
+    #[must_use]
+    pub fn has_taps(&self) -> bool {
+        self.ports.iter().any(|port| matches!(port.kind, PortKind::Tap(_)))
+    }
+
     /// Settings for `ports`, each a name and its socket, and for an uplink through the TAP device
     /// `uplink`, whose port is called `uplink`. Everything else has its default.
     ///
@@ -134,6 +146,7 @@ impl Settings {
             api: RawApi::default(),
             sandbox: RawSandbox::default(),
             port: raw.into_iter().map(unplaced).collect(),
+            mirror: Vec::new(),
         };
         validate::validate(&raw, source)
     }
@@ -215,6 +228,51 @@ pub struct PortSettings {
     /// MAC addresses that this port may hold; `None` stands for the table's default, see
     /// [`MacTableSettings::limit`].
     pub mac_limit: Option<usize>,
+    /// Addresses that are there, whether they are heard or not, and nowhere else.
+    pub macs: Vec<[u8; 6]>,
+    /// Whom its frames may reach.
+    pub isolation: Isolation,
+}
+
+/// Which ports the frames of a port may reach, as in a private VLAN (RFC 5517).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// All.
+    #[default]
+    Open,
+    /// Those that are open, and no others.
+    Isolated,
+    /// Those that are open, and those of the same group.
+    Group(String),
+}
+
+/// A port whose frames are copied to another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorSettings {
+    /// Whose frames.
+    pub port: String,
+    /// The port that the copies leave by. It takes part in nothing else.
+    pub to: String,
+    /// Which ones.
+    pub directions: Directions,
+}
+
+/// Which frames of a port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Directions {
+    /// What comes in by it and what leaves by it.
+    #[default]
+    Both,
+    /// What comes in by it.
+    In,
+    /// What is to leave by it.
+    Out,
+}
+
+impl Directions {
+    /// The directions by their names.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("both", Self::Both), ("in", Self::In), ("out", Self::Out)];
 }
 
 /// What is attached to a port.
@@ -268,6 +326,8 @@ pub struct TapSettings {
 
 /// Ports in one switch.
 pub const MAX_PORTS: usize = 1024;
+/// Mirrors in one switch.
+pub const MAX_MIRRORS: usize = 16;
 /// Workers in one switch.
 pub const MAX_WORKERS: usize = 64;
 /// Queue pairs of one vhost-user port. vhost-user's ring index is a byte wide, and a frontend

@@ -10,8 +10,8 @@ use toml::Spanned;
 use super::raw::RawPort;
 use super::validate::Check;
 use super::{
-    MAX_PORTS, MAX_QUEUE_PAIRS, MAX_TAP_MTU, PortKind, PortSettings, SocketRole, TapSettings,
-    VhostUserSettings,
+    Isolation, MAX_PORTS, MAX_QUEUE_PAIRS, MAX_TAP_MTU, PortKind, PortSettings, SocketRole,
+    TapSettings, VhostUserSettings,
 };
 
 /// The longest port name, in bytes.
@@ -31,9 +31,6 @@ pub(super) fn ports(
     raw: &[Spanned<RawPort>],
     capacity: usize,
 ) -> Vec<PortSettings> {
-    if raw.is_empty() {
-        check.report_whole("there is no port; expected at least one, as [[port]] or --port");
-    }
     if let Some(surplus) = raw.get(MAX_PORTS) {
         let count = raw.len();
         check.report(surplus, &format!("there are {count} ports; expected at most {MAX_PORTS}"));
@@ -51,6 +48,7 @@ struct Taken {
     names: HashMap<String, Range<usize>>,
     sockets: HashMap<PathBuf, Range<usize>>,
     devices: HashMap<String, Range<usize>>,
+    macs: HashMap<[u8; 6], Range<usize>>,
     uplink: Option<Range<usize>>,
 }
 
@@ -127,7 +125,66 @@ fn port(
             PortKind::Tap(tap(check, taken, raw)?)
         }
     };
-    Some(PortSettings { name: name?, kind, mac_limit })
+    let macs = macs(check, taken, raw);
+    let isolation = isolation(check, raw);
+    Some(PortSettings { name: name?, kind, mac_limit, macs, isolation })
+}
+
+/// The addresses under `macs`, of stations, no one twice.
+fn macs(check: &mut Check<'_>, taken: &mut Taken, raw: &Spanned<RawPort>) -> Vec<[u8; 6]> {
+    let list = raw.as_ref().macs.as_ref().map(Spanned::as_ref);
+    let mut macs = Vec::new();
+    for at in list.into_iter().flatten() {
+        match mac(at.as_ref()) {
+            Some(mac) => {
+                claim(check, &mut taken.macs, "address", mac, at);
+                macs.push(mac);
+            }
+            None => {
+                let message = format!(
+                    "`macs` has {:?}; expected addresses of stations, such as \"52:54:00:12:34:56\"",
+                    at.as_ref()
+                );
+                check.report(at, &message);
+            }
+        }
+    }
+    macs
+}
+
+/// The address of a station: no group, not zero.
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let digits = |part: &&str| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit());
+        *byte = u8::from_str_radix(parts.next().filter(digits)?, 16).ok()?;
+    }
+    let [first, ..] = mac;
+    (parts.next().is_none() && first & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
+fn isolation(check: &mut Check<'_>, raw: &Spanned<RawPort>) -> Isolation {
+    let RawPort { isolated, group, .. } = raw.as_ref();
+    let isolated = isolated.as_ref().is_some_and(|at| *at.as_ref());
+    let Some(at) = group else {
+        return if isolated { Isolation::Isolated } else { Isolation::Open };
+    };
+    if isolated {
+        check.report(at, "`group` is set on a port that is isolated; expected one of them");
+    }
+    let name = at.as_ref();
+    if !is_name(name) {
+        let expected = format!("1 to {MAX_NAME} of A-Z a-z 0-9 _ . -");
+        check.report(at, &format!("`group` is {name:?}; expected {expected}"));
+    }
+    Isolation::Group(name.clone())
+}
+
+/// Whether ports and groups may be called so.
+fn is_name(name: &str) -> bool {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"_.-".contains(&c);
+    !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(allowed)
 }
 
 /// Reports a key that this type of port has to have.
@@ -147,14 +204,13 @@ fn foreign<T>(check: &mut Check<'_>, owner: &str, value: &Option<Spanned<T>>, ke
 }
 
 fn name(check: &mut Check<'_>, taken: &mut Taken, raw: &Spanned<RawPort>) -> Option<String> {
-    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"_.-".contains(&c);
     let expected = format!("1 to {MAX_NAME} of A-Z a-z 0-9 _ . -");
     let Some(at) = &raw.as_ref().name else {
         missing(check, raw, "name", &expected);
         return None;
     };
     let name = at.as_ref();
-    if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
+    if !is_name(name) {
         check.report(at, &format!("port name {name:?} is not usable; expected {expected}"));
         return None;
     }

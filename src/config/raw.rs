@@ -25,6 +25,17 @@ pub(super) struct RawSettings {
     pub sandbox: RawSandbox,
     #[serde(default)]
     pub port: Vec<Spanned<RawPort>>,
+    #[serde(default)]
+    pub mirror: Vec<Spanned<RawMirror>>,
+}
+
+/// One `[[mirror]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawMirror {
+    pub port: Option<Spanned<String>>,
+    pub to: Option<Spanned<String>>,
+    pub directions: Option<Spanned<String>>,
 }
 
 /// The table `[upgrade]`.
@@ -39,6 +50,7 @@ pub(super) struct RawUpgrade {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RawApi {
     pub socket: Option<Spanned<String>>,
+    pub read_only_socket: Option<Spanned<String>>,
     pub metrics: Option<Spanned<String>>,
 }
 
@@ -77,6 +89,9 @@ pub(super) struct RawPort {
     pub r#type: Option<Spanned<String>>,
     pub mac_limit: Option<Spanned<Integer>>,
     pub mtu: Option<Spanned<Integer>>,
+    pub macs: Option<Spanned<Vec<Spanned<String>>>>,
+    pub isolated: Option<Spanned<bool>>,
+    pub group: Option<Spanned<String>>,
     // vhost-user
     pub socket: Option<Spanned<String>>,
     pub role: Option<Spanned<String>>,

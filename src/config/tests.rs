@@ -54,7 +54,16 @@ fn the_least_file_has_the_documented_defaults() {
         mtu: None,
     };
     let kind = PortKind::VhostUser(port);
-    assert_eq!(settings.ports, [PortSettings { name: "vm1".into(), kind, mac_limit: None }]);
+    assert_eq!(
+        settings.ports,
+        [PortSettings {
+            name: "vm1".into(),
+            kind,
+            mac_limit: None,
+            macs: Vec::new(),
+            isolation: Isolation::Open
+        }]
+    );
 }
 
 #[test]
@@ -65,8 +74,8 @@ fn the_documented_example_parses_and_shows_the_defaults() {
     assert_eq!(settings.mac_table, MacTableSettings::default());
     assert_eq!(settings.sandbox.mode, SandboxMode::default());
     assert_eq!(settings.sandbox.user.as_deref(), Some("ringswitch"));
-    assert_eq!(settings.ports.len(), 3);
-    let [vm1, vm2, uplink] = &settings.ports[..] else { unreachable!() };
+    assert_eq!((settings.ports.len(), settings.mirrors.len()), (4, 1));
+    let [vm1, vm2, uplink, _] = &settings.ports[..] else { unreachable!() };
     assert_eq!(vm1.mac_limit, Some(settings.mac_table.limit(vm2)));
     assert_eq!(vhost_user(vm1).queue_pairs, vhost_user(vm2).queue_pairs);
     assert_eq!(vhost_user(vm1).role, vhost_user(vm2).role);
@@ -86,8 +95,14 @@ const PAGE: &str = include_str!("../../docs/configuration.md");
 #[test]
 fn the_example_and_the_page_name_every_key() {
     let example = include_str!("../../docs/ringswitch.toml");
-    let tables =
-        [("[workers]", 3), ("[mac-table]", 3), ("[api]", 2), ("[sandbox]", 2), ("[[port]]", 12)];
+    let tables = [
+        ("[workers]", 3),
+        ("[mac-table]", 3),
+        ("[api]", 3),
+        ("[sandbox]", 2),
+        ("[[port]]", 15),
+        ("[[mirror]]", 3),
+    ];
     for (table, count) in tables {
         // The error about an unknown key lists the known ones.
         let error = bad1(&format!("{table}\nsurplus = 1\n"));
@@ -111,7 +126,7 @@ fn page_blocks(language: &str) -> Vec<&'static str> {
 #[test]
 fn the_examples_of_the_page_are_right() {
     let blocks = page_blocks("toml");
-    assert_eq!(blocks.len(), 4);
+    assert_eq!(blocks.len(), 5);
     for block in blocks {
         let port = if block.contains("[[port]]") { "" } else { PORT };
         good(&format!("{block}{port}"));
@@ -234,8 +249,13 @@ fn there_is_one_uplink_at_most() {
 }
 
 #[test]
-fn a_switch_has_one_to_1024_ports() {
-    assert_eq!(bad1(""), "rs.toml: there is no port; expected at least one, as [[port]] or --port");
+fn a_switch_has_one_to_1024_ports_or_an_api() {
+    assert_eq!(
+        bad1(""),
+        "rs.toml: there is no port; expected at least one, as [[port]] or --port, or an API by \
+         which they come"
+    );
+    assert_eq!(good("[api]\nsocket = \"/api\"\n").ports, []);
     let ports = |count: usize| -> String {
         (0..count)
             .map(|i| format!("[[port]]\nname = \"p{i}\"\ntype = \"tap\"\ndevice = \"t{i}\"\n"))
@@ -243,6 +263,92 @@ fn a_switch_has_one_to_1024_ports() {
     };
     assert_eq!(good(&ports(1024)).ports.len(), 1024);
     assert_eq!(bad1(&ports(1025)), "rs.toml:4097:1: there are 1025 ports; expected at most 1024");
+}
+
+#[test]
+fn ports_are_open_isolated_or_in_a_group() {
+    let port = |name: &str, more: &str| {
+        format!("[[port]]\nname = \"{name}\"\ntype = \"tap\"\ndevice = \"{name}\"\n{more}\n")
+    };
+    let text = port("a", "isolated = true") + &port("b", "group = \"red\"") + &port("c", "");
+    let isolations: Vec<_> = good(&text).ports.into_iter().map(|port| port.isolation).collect();
+    assert_eq!(isolations, [Isolation::Isolated, Isolation::Group("red".into()), Isolation::Open]);
+    assert_eq!(
+        bad1(&port("a", "isolated = true\ngroup = \"red\"")),
+        "rs.toml:6:9: `group` is set on a port that is isolated; expected one of them"
+    );
+    assert_eq!(
+        bad1(&port("a", "group = \"\"")),
+        "rs.toml:5:9: `group` is \"\"; expected 1 to 32 of A-Z a-z 0-9 _ . -"
+    );
+}
+
+#[test]
+fn addresses_are_those_of_stations_and_at_one_port() {
+    let port = |name: &str, macs: &str| {
+        format!("[[port]]\nname = \"{name}\"\ntype = \"tap\"\ndevice = \"{name}\"\nmacs = {macs}\n")
+    };
+    let good = good(&port("a", "[\"52:54:00:AB:cd:01\", \"02:00:00:00:00:01\"]"));
+    assert_eq!(good.ports[0].macs, [[0x52, 0x54, 0, 0xab, 0xcd, 1], [2, 0, 0, 0, 0, 1]]);
+    for wrong in [
+        "",
+        "52:54:00:12:34",
+        "52:54:00:12:34:56:78",
+        "53:54:00:12:34:56",
+        "52-54-00-12-34-56",
+        "00:00:00:00:00:00",
+        "+2:00:00:00:00:01",
+        "2:0:0:0:0:1",
+    ] {
+        assert_eq!(
+            bad1(&port("a", &format!("[{wrong:?}]"))),
+            format!(
+                "rs.toml:5:9: `macs` has {wrong:?}; expected addresses of stations, such as \"52:54:00:12:34:56\""
+            )
+        );
+    }
+    let twice = port("a", "[\"02:00:00:00:00:01\"]") + &port("b", "[\"02:00:00:00:00:01\"]");
+    assert_eq!(
+        bad1(&twice),
+        "rs.toml:10:9: address \"02:00:00:00:00:01\" is already taken by the port at line 5; \
+         expected one of its own"
+    );
+}
+
+#[test]
+fn mirrors_lead_from_a_port_to_one_without_another_use() {
+    let port = |name: &str, more: &str| {
+        format!("[[port]]\nname = \"{name}\"\ntype = \"tap\"\ndevice = \"{name}\"\n{more}\n")
+    };
+    let ports = port("a", "") + &port("b", "") + &port("up", "uplink = true");
+    let mirror = |text: &str| format!("{ports}[[mirror]]\n{text}\n");
+    let wanted = good(&mirror("port = \"a\"\nto = \"b\"\ndirections = \"in\""));
+    let from = MirrorSettings { port: "a".into(), to: "b".into(), directions: Directions::In };
+    assert_eq!(wanted.mirrors, [from]);
+    for (wrong, message) in [
+        ("to = \"b\"", "16:1: this mirror has no `port`; expected the name of a port"),
+        ("port = \"a\"", "16:1: this mirror has no `to`; expected the name of a port"),
+        ("port = \"a\"\nto = \"x\"", "18:6: `to` is \"x\"; expected the name of a port"),
+        (
+            "port = \"a\"\nto = \"up\"",
+            "18:6: `to` is \"up\", the uplink; expected a port that has no other use",
+        ),
+        (
+            "port = \"a\"\nto = \"b\"\ndirections = \"no\"",
+            "19:14: `directions` is \"no\"; expected \"both\" or \"in\" or \"out\"",
+        ),
+        ("port = \"a\"\nto = \"b\"\n[[mirror]]\nport = \"b\"\nto = \"a\"", ""),
+    ] {
+        let problems = bad(&mirror(wrong));
+        match message {
+            "" => assert_eq!(problems.len(), 2, "each gets the other's: {problems:?}"),
+            _ => assert_eq!(problems, [format!("rs.toml:{message}")]),
+        }
+    }
+    let itself = bad(&mirror("port = \"a\"\nto = \"a\""));
+    assert!(itself[0].contains("is mirrored to itself; expected another port"), "{itself:?}");
+    let many = "[[mirror]]\nport = \"a\"\nto = \"b\"\n".repeat(17);
+    assert!(bad1(&format!("{ports}{many}")).contains("there are 17 mirrors; expected at most 16"));
 }
 
 #[test]

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::ports;
 use super::problem::{ConfigErrors, Problem, Source};
 use super::raw::{Integer, RawMacTable, RawSandbox, RawSettings, RawWorkers};
 use super::{
     MAX_WORKERS, MacTableSettings, PollMode, PortKind, PortSettings, SandboxMode, SandboxSettings,
     Settings, WorkerSettings,
 };
+use super::{mirrors, ports};
 
 /// The longest ageing time: the upper end of IEEE 802.1Q, table 8-6.
 const MAX_AGEING_SECONDS: u64 = 1_000_000;
@@ -32,15 +32,31 @@ pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings
     let workers = workers(&mut check, &raw.workers);
     let mac_table = mac_table(&mut check, &raw.mac_table);
     let sandbox = sandbox(&mut check, &raw.sandbox);
+    if raw.port.is_empty() && raw.api.socket.is_none() {
+        check.report_whole(
+            "there is no port; expected at least one, as [[port]] or --port, or an API by which \
+             they come",
+        );
+    }
     let ports = ports::ports(&mut check, &raw.port, mac_table.capacity);
+    let mirrors = mirrors::mirrors(&mut check, &raw.mirror, &ports);
     let upgrade = own_socket(&mut check, "upgrade", raw.upgrade.socket.as_ref(), &ports);
     let api = own_socket(&mut check, "API", raw.api.socket.as_ref(), &ports);
     if let (Some(at), true) = (&raw.api.socket, api.is_some() && api == upgrade) {
         check.report(at, "the API socket is the upgrade socket, too");
     }
+    let at = raw.api.read_only_socket.as_ref();
+    let read_only = own_socket(&mut check, "read-only", at, &ports);
+    if let Some(at) = at.filter(|_| read_only.is_some()) {
+        for (what, other) in [("API", &api), ("upgrade", &upgrade)] {
+            if read_only == *other {
+                check.report(at, &format!("the read-only socket is the {what} socket, too"));
+            }
+        }
+    }
     let metrics = raw.api.metrics.as_ref().and_then(|at| loopback(&mut check, at));
     ConfigErrors::none_or(check.problems)?;
-    Ok(Settings { workers, mac_table, upgrade, api, metrics, sandbox, ports })
+    Ok(Settings { workers, mac_table, upgrade, api, read_only, metrics, sandbox, ports, mirrors })
 }
 
 /// The address under `metrics`. Whoever reaches it may read: only this host may.

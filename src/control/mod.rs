@@ -1,7 +1,10 @@
 //! Builds the switch from its settings, runs it, and ends it.
 
 pub mod api;
+mod change;
+mod desk;
 mod open;
+mod settings;
 mod statistics;
 mod switch;
 mod upgrade;
@@ -9,11 +12,14 @@ mod watchdog;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use sd_notify::NotifyState;
 use thiserror::Error;
 
 use api::{ApiServer, DoorError, View};
+use desk::Desk;
+pub use desk::Reread;
 pub use open::Opened;
 pub use statistics::Statistics;
 pub use switch::Switch;
@@ -81,28 +87,30 @@ pub enum Start {
 }
 
 /// Runs a switch until SIGTERM or SIGINT, or until another process took its place. SIGUSR1 writes
-/// the statistics to the log.
+/// the statistics to the log; SIGHUP has it go over to what `reread` says, if it is there.
 ///
 /// # Errors
 ///
 /// [`enum@Error`] when it can't start; nothing is left behind then.
-pub fn run(settings: Settings, start: Start) -> Result<(), Error> {
+pub fn run(settings: Settings, reread: Option<Reread>, start: Start) -> Result<(), Error> {
     // Before threads are started: they inherit the handling.
-    let mut signals = Signals::install()
+    let mut signals = Signals::install(reread.is_some())
         .map_err(|source| Error::System { what: "install signal handlers", source })?;
+    let file = reread.as_ref().map(|reread| reread.file.as_path());
     let started = match (start, settings.upgrade.as_deref()) {
-        (Start::TakeOver, Some(socket)) => take_over(&settings, socket)?,
-        (_, socket) => start_fresh(&settings, socket)?,
+        (Start::TakeOver, Some(socket)) => take_over(&settings, file, socket)?,
+        (_, socket) => start_fresh(&settings, file, socket)?,
     };
     let Started { switch, server, api, sandbox } = started;
+    let desk = Arc::new(Desk::new(signals.ringer(), reread));
     log::info!("ready: {} ports, {} workers", settings.ports.len(), settings.workers.count);
     tell_systemd();
-    let ender = signals.ender();
+    let ringer = signals.ringer();
     let heir = std::thread::scope(|scope| {
-        let (sandbox, switch, ender) = (&sandbox, &switch, &ender);
+        let (sandbox, switch, ringer) = (&sandbox, &switch, &ringer);
         let api = api.as_ref();
         if let Some(api) = api {
-            let view = View::new(switch, &settings);
+            let view = View::new(switch, &desk);
             let serve = move || {
                 sandbox.confine(Thread::Api);
                 if let Err(error) = api.serve(view) {
@@ -118,7 +126,7 @@ pub fn run(settings: Settings, start: Start) -> Result<(), Error> {
             let serve = move || {
                 sandbox.confine(Thread::Upgrade);
                 let heir = server.serve(switch, api);
-                ender.end();
+                ringer.end();
                 heir
             };
             let thread = std::thread::Builder::new().name("upgrade".into());
@@ -126,8 +134,13 @@ pub fn run(settings: Settings, start: Start) -> Result<(), Error> {
             started.map_err(|error| log::error!("no upgrade is possible: {error}")).ok()
         });
         sandbox.confine(Thread::Main);
-        while signals.wait() == Event::DumpStatistics {
-            switch.statistics().log();
+        loop {
+            match signals.wait() {
+                Event::Terminate => break,
+                Event::DumpStatistics => switch.statistics().log(),
+                Event::Reload => desk.reload(switch, sandbox),
+                Event::Bell => desk.work(switch, sandbox),
+            }
         }
         server.iter().for_each(UpgradeServer::stop);
         api.iter().for_each(|api| api.stop());
@@ -157,16 +170,20 @@ struct Started {
     sandbox: Sandbox,
 }
 
-fn start_fresh(settings: &Settings, socket: Option<&Path>) -> Result<Started, Error> {
+fn start_fresh(
+    settings: &Settings,
+    file: Option<&Path>,
+    socket: Option<&Path>,
+) -> Result<Started, Error> {
     let server = socket.map(|path| UpgradeServer::new(path, None)).transpose()?;
     let api = ApiServer::new(settings, Vec::new())?;
     let opened = Opened::new(settings)?;
-    let sandbox = enter_sandbox(settings)?;
+    let sandbox = enter_sandbox(settings, file)?;
     let switch = Switch::start(settings, opened, &sandbox)?;
     Ok(Started { switch, server, api, sandbox })
 }
 
-fn take_over(settings: &Settings, socket: &Path) -> Result<Started, Error> {
+fn take_over(settings: &Settings, file: Option<&Path>, socket: &Path) -> Result<Started, Error> {
     let (mut predecessor, mut inherited) = Predecessor::meet(socket, settings)?;
     let (log, listener) = (inherited.log.take(), inherited.listener.take());
     let server = UpgradeServer::new(socket, listener)?;
@@ -174,7 +191,7 @@ fn take_over(settings: &Settings, socket: &Path) -> Result<Started, Error> {
     let opened = Opened::with(settings, &mut inherited)?;
     let streams =
         Streams::new(log).map_err(|source| Error::System { what: "open /dev/null", source })?;
-    let sandbox = enter_sandbox(settings)?;
+    let sandbox = enter_sandbox(settings, file)?;
     let switch = Switch::take_over(settings, opened, &mut predecessor, &inherited, &sandbox)?;
     server.own();
     api.iter().for_each(ApiServer::own);
@@ -185,7 +202,7 @@ fn take_over(settings: &Settings, socket: &Path) -> Result<Started, Error> {
 }
 
 /// Gives up what isn't needed any more.
-fn enter_sandbox(settings: &Settings) -> Result<Sandbox, SandboxError> {
+fn enter_sandbox(settings: &Settings, file: Option<&Path>) -> Result<Sandbox, SandboxError> {
     let wanted = &settings.sandbox;
     if wanted.mode == SandboxMode::Off {
         log::warn!("sandbox: off; the process keeps the rights that it was started with");
@@ -198,6 +215,7 @@ fn enter_sandbox(settings: &Settings) -> Result<Sandbox, SandboxError> {
     let directories: BTreeSet<_> = ours
         .chain(&settings.upgrade)
         .chain(&settings.api)
+        .chain(&settings.read_only)
         .filter_map(|socket| socket.parent())
         .collect();
     sandbox::enter(&Plan {
@@ -205,6 +223,18 @@ fn enter_sandbox(settings: &Settings) -> Result<Sandbox, SandboxError> {
         strict: wanted.mode == SandboxMode::Strict,
         log_only: wanted.mode == SandboxMode::Log,
         directories: directories.into_iter().collect(),
-        taps: settings.ports.iter().any(|port| matches!(port.kind, PortKind::Tap(_))),
+        taps: settings.has_taps(),
+        file,
     })
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }

@@ -28,7 +28,7 @@ pub struct Opened {
 
 /// The socket of a port.
 pub(super) struct OpenedSocket {
-    pub port: PortId,
+    pub port: Arc<Port>,
     pub socket: PortSocket,
     pub mtu: Option<u16>,
 }
@@ -86,14 +86,15 @@ impl Opened {
                 let failed = |source| Error::Endpoint { port: name.clone(), source };
                 PortSocket::open(vhost).map_err(failed)?
             };
-            self.sockets.push(OpenedSocket { port: PortId(index as u16), socket, mtu: vhost.mtu });
+            let Some(port) = self.ports.get(index).map(Arc::clone) else { continue };
+            self.sockets.push(OpenedSocket { port, socket, mtu: vhost.mtu });
         }
         Ok(())
     }
 }
 
 /// A device, or the queues of it that another process handed over.
-fn open_tap(
+pub(super) fn open_tap(
     port: &str,
     tap: &TapSettings,
     workers: usize,

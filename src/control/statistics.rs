@@ -6,7 +6,7 @@ use crate::worker::{Shared, WorkerCounters};
 /// The counters of ports and workers.
 #[derive(Clone, Debug)]
 pub struct Statistics {
-    /// Name and counters of each port, in the order of the configuration.
+    /// Name and counters of each port, by number.
     pub ports: Vec<(String, Totals)>,
     /// Name and value of each counter, for each worker.
     pub workers: Vec<Vec<(&'static str, u64)>>,
@@ -17,7 +17,7 @@ pub struct Statistics {
 impl Statistics {
     pub(super) fn collect(shared: &Shared) -> Self {
         Self {
-            ports: shared.ports.iter().map(|p| (p.name.clone(), p.totals())).collect(),
+            ports: shared.ports.now().iter().map(|p| (p.name.clone(), p.totals())).collect(),
             workers: Self::workers(shared),
             macs: shared.macs.len(),
         }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::config::Settings;
+use crate::config::{MAX_PORTS, PortSettings, SandboxMode, Settings};
 use crate::frame::PortId;
 use crate::port::{Kind, Port};
 use crate::sys::call::Watch;
@@ -17,8 +17,9 @@ use crate::sys::sandbox::{Sandbox, Thread};
 use crate::sys::{clock, thread as sys_thread};
 use crate::table::mac::{self, MacTable, MacTableConfig};
 use crate::vhost_user::Endpoint;
-use crate::worker::{Flows, Gate, Mailbox, Placement, PortEvents, Shared, Worker, WorkerCounters};
+use crate::worker::{PortEvents, Shared, Worker, source_id};
 
+use super::change::{give, rules};
 use super::open::{Opened, OpenedSocket};
 use super::upgrade::{Inherited, PortIdentity, Predecessor};
 use super::watchdog::Watchdog;
@@ -27,14 +28,41 @@ use super::{Error, Statistics};
 /// How often aged addresses are swept out of the MAC table.
 const SWEEP: Duration = Duration::from_secs(10);
 
+/// The sockets of vhost-user ports that are served.
+pub(super) type Endpoints = BTreeMap<PortId, Endpoint>;
+
+/// The settings that a switch goes by now.
+#[derive(Debug)]
+pub(super) struct Desired(Mutex<Arc<Settings>>);
+
+impl Desired {
+    /// These ones.
+    pub fn new(settings: Settings) -> Self {
+        Self(Mutex::new(Arc::new(settings)))
+    }
+
+    /// The settings now.
+    pub fn now(&self) -> Arc<Settings> {
+        Arc::clone(&self.0.lock())
+    }
+
+    /// Others from now on.
+    pub fn set(&self, settings: Settings) {
+        *self.0.lock() = Arc::new(settings);
+    }
+}
+
 /// A running switch. Dropping it ends it, too.
 pub struct Switch {
     pub(super) shared: Arc<Shared>,
-    /// By port: what it is to another process.
-    identities: Vec<PortIdentity>,
-    /// By port; TAPs have none.
-    endpoints: BTreeMap<PortId, Endpoint>,
+    /// What it is to be.
+    pub(super) settings: Arc<Desired>,
+    /// By port; TAPs have none. Locked by whoever changes the ports or hands them over.
+    pub(super) endpoints: Mutex<Endpoints>,
     threads: Vec<JoinHandle<()>>,
+    /// Whether the process has given up its rights, and whether it may open TAPs.
+    pub(super) sandboxed: bool,
+    pub(super) opens_taps: bool,
     /// The time of systemd's watchdog, if there is one.
     pub(super) watchdog: Option<Duration>,
 }
@@ -82,16 +110,27 @@ impl Switch {
     /// A switch whose workers wait at the gate.
     fn build(settings: &Settings, opened: Opened, sandbox: &Sandbox) -> Result<Self, Error> {
         let Opened { ports, sockets, watchdog, .. } = opened;
-        let placement = Arc::new(Placement::new(&ports, settings.workers.count));
         let shared = Arc::new(share(settings, ports)?);
         shared.gate.shut();
-        let identities = settings.ports.iter().map(PortIdentity::from).collect();
-        let (endpoints, threads) = (BTreeMap::new(), Vec::new());
-        let time = watchdog.as_ref().map(Watchdog::time);
-        let mut switch = Self { shared, identities, endpoints, threads, watchdog: time };
-        switch.watch_taps(&placement)?;
-        switch.start_threads(settings, &placement, watchdog, sandbox)?;
-        switch.serve(sockets, &placement, sandbox)?;
+        let mut switch = Self {
+            shared,
+            settings: Arc::new(Desired::new(settings.clone())),
+            endpoints: Mutex::default(),
+            threads: Vec::new(),
+            sandboxed: settings.sandbox.mode != SandboxMode::Off,
+            opens_taps: settings.sandbox.mode == SandboxMode::Off || settings.has_taps(),
+            watchdog: watchdog.as_ref().map(Watchdog::time),
+        };
+        for port in switch.shared.ports.now().iter() {
+            watch_tap(&switch.shared, port)?;
+        }
+        switch.start_threads(settings, watchdog, sandbox)?;
+        // Last: a frontend that is served finds a working switch.
+        for opened in sockets {
+            let port = Arc::clone(&opened.port);
+            let endpoint = serve(&switch.shared, opened, sandbox)?;
+            switch.endpoints.get_mut().extend(endpoint.map(|endpoint| (port.id, endpoint)));
+        }
         Ok(switch)
     }
 
@@ -120,62 +159,47 @@ impl Switch {
             }
         }
         // They reset the rings, and guests see an orderly end.
-        self.endpoints.values().for_each(Endpoint::begin_to_stop);
-        self.endpoints.clear();
+        let endpoints = self.endpoints.get_mut();
+        endpoints.values().for_each(Endpoint::begin_to_stop);
+        endpoints.clear();
     }
 
-    /// The ports: what each is to another process, itself, and its socket if it has one.
-    pub(super) fn ports(&self) -> impl Iterator<Item = (&PortIdentity, &Port, Option<&Endpoint>)> {
-        let ports = self.identities.iter().zip(&self.shared.ports);
-        ports.map(|(identity, port)| (identity, port.as_ref(), self.endpoints.get(&port.id)))
+    /// Its ports, which don't change as long as the answer lives.
+    pub(super) fn members(&self) -> Members<'_> {
+        let endpoints = self.endpoints.lock();
+        let (settings, ports) = (self.settings.now(), self.shared.ports.now());
+        let member = |wanted: &PortSettings| {
+            Some((PortIdentity::from(wanted), Arc::clone(ports.find(&wanted.name)?)))
+        };
+        Members { list: settings.ports.iter().filter_map(member).collect(), endpoints }
     }
 
     /// Learns the tables of the process before.
     fn remember(&self, inherited: &Inherited) {
         let now = clock::coarse_seconds();
-        let find = |name: &String| self.shared.ports.iter().find(|port| port.name == *name);
+        let ports = self.shared.ports.now();
         for (name, addresses) in &inherited.addresses {
-            let Some(port) = find(name) else { continue };
+            let Some(port) = ports.find(name) else { continue };
             for (mac, age) in addresses {
                 self.shared.macs.learn(*mac, port.id.0, now.saturating_sub(*age));
             }
         }
         for (name, flows) in &inherited.flows {
-            if let Some(Kind::Vhost(vhost)) = find(name).map(|port| &port.kind) {
+            if let Some(Kind::Vhost(vhost)) = ports.find(name).map(|port| &port.kind) {
                 vhost.remember_flows(flows, now);
             }
         }
     }
 
-    /// Registers the TAPs with their workers.
-    fn watch_taps(&self, placement: &Placement) -> Result<(), Error> {
-        for port in &self.shared.ports {
-            let Kind::Tap(tap) = &port.kind else { continue };
-            for queue in 0..tap.queues() {
-                let Some((worker, source)) = placement.of(port, queue) else {
-                    continue;
-                };
-                let watched = self.shared.mailboxes.get(worker).zip(tap.queue_fd(queue));
-                let Some((mailbox, fd)) = watched else { continue };
-                mailbox
-                    .poller
-                    .add(fd, u64::from(source), Trigger::Edge)
-                    .map_err(|source| Error::System { what: "watch a TAP device", source })?;
-            }
-        }
-        Ok(())
-    }
-
     fn start_threads(
         &mut self,
         settings: &Settings,
-        placement: &Placement,
         watchdog: Option<Watchdog>,
         sandbox: &Sandbox,
     ) -> Result<(), Error> {
         for index in 0..settings.workers.count {
             let shared = Arc::clone(&self.shared);
-            let mut worker = Worker::new(shared, placement, index, settings.workers.mode);
+            let mut worker = Worker::new(shared, index, settings.workers.mode);
             let cpu = settings.workers.cpus.get(index).copied();
             let sandbox = sandbox.clone();
             self.spawn(format!("worker{index}"), move || {
@@ -204,27 +228,60 @@ impl Switch {
         self.threads.push(thread);
         Ok(())
     }
+}
 
-    /// Serves the sockets, last: a frontend that is served finds a working switch.
-    fn serve(
-        &mut self,
-        sockets: Vec<OpenedSocket>,
-        placement: &Arc<Placement>,
-        sandbox: &Sandbox,
-    ) -> Result<(), Error> {
-        for OpenedSocket { port, socket, mtu } in sockets {
-            let Some(port) = self.shared.ports.get(port.index()) else { continue };
-            let Kind::Vhost(vhost) = &port.kind else { continue };
-            let events =
-                PortEvents::new(Arc::clone(&self.shared), Arc::clone(placement), Arc::clone(port));
-            let queues = Arc::clone(vhost.queues());
-            let endpoint =
-                Endpoint::spawn(&port.name, socket, mtu, queues, Arc::new(events), sandbox)
-                    .map_err(|source| Error::Endpoint { port: port.name.clone(), source })?;
-            self.endpoints.insert(port.id, endpoint);
-        }
-        Ok(())
+/// The ports of a switch that is not changed meanwhile.
+pub(super) struct Members<'s> {
+    list: Vec<(PortIdentity, Arc<Port>)>,
+    endpoints: MutexGuard<'s, Endpoints>,
+}
+
+impl Members<'_> {
+    /// The ports: what each is to another process, itself, and its socket if it has one.
+    pub fn iter(&self) -> impl Iterator<Item = (&PortIdentity, &Port, Option<&Endpoint>)> {
+        let ports = self.list.iter();
+        ports.map(|(identity, port)| (identity, port.as_ref(), self.endpoints.get(&port.id)))
     }
+}
+
+/// Registers a TAP with its workers.
+pub(super) fn watch_tap(shared: &Shared, port: &Port) -> Result<(), Error> {
+    let Kind::Tap(tap) = &port.kind else { return Ok(()) };
+    for queue in 0..tap.queues() {
+        let watched = shared.mailboxes.get(port.worker_of(queue)).zip(tap.queue_fd(queue));
+        let Some((mailbox, fd)) = watched else { continue };
+        let token = u64::from(source_id(port.id, queue));
+        let added = mailbox.poller.add(fd, token, Trigger::Edge);
+        added.map_err(|source| Error::System { what: "watch a TAP device", source })?;
+    }
+    Ok(())
+}
+
+/// Takes a TAP away from its workers.
+pub(super) fn unwatch_tap(shared: &Shared, port: &Port) {
+    let Kind::Tap(tap) = &port.kind else { return };
+    for queue in 0..tap.queues() {
+        let watched = shared.mailboxes.get(port.worker_of(queue)).zip(tap.queue_fd(queue));
+        if let Some((mailbox, fd)) = watched {
+            // Not in any more: the goal is reached.
+            let _ = mailbox.poller.remove(fd);
+        }
+    }
+}
+
+/// Serves the socket of a port.
+pub(super) fn serve(
+    shared: &Arc<Shared>,
+    opened: OpenedSocket,
+    sandbox: &Sandbox,
+) -> Result<Option<Endpoint>, Error> {
+    let OpenedSocket { port, socket, mtu } = opened;
+    let Kind::Vhost(vhost) = &port.kind else { return Ok(None) };
+    let events = PortEvents::new(Arc::clone(shared), Arc::clone(&port));
+    let queues = Arc::clone(vhost.queues());
+    let endpoint = Endpoint::spawn(&port.name, socket, mtu, queues, Arc::new(events), sandbox);
+    let failed = |source| Error::Endpoint { port: port.name.clone(), source };
+    endpoint.map(Some).map_err(failed)
 }
 
 /// Removes aged addresses, and watches over calls of guests and over workers, until the switch stops.
@@ -258,22 +315,13 @@ fn share(settings: &Settings, ports: Box<[Arc<Port>]>) -> Result<Shared, Error> 
             ageing_secs: table.ageing.as_secs() as u32,
             seed: mac::random_seed(),
         },
-        ports.len(),
+        MAX_PORTS,
     );
-    for (port, wanted) in ports.iter().zip(&settings.ports) {
+    let all = settings.ports.iter().zip(&ports);
+    for (wanted, port) in all.clone() {
         macs.set_port_limit(port.id.0, table.limit(wanted) as u32);
     }
-    let mailboxes: std::io::Result<Box<[_]>> =
-        (0..settings.workers.count).map(|_| Mailbox::new().map(Arc::new)).collect();
-    Ok(Shared {
-        flows: (0..settings.workers.count).map(|_| Flows::new(ports.len())).collect(),
-        ports,
-        macs,
-        mailboxes: mailboxes
-            .map_err(|source| Error::System { what: "create an epoll instance", source })?,
-        counters: (0..settings.workers.count).map(|_| WorkerCounters::default()).collect(),
-        stop: AtomicBool::new(false),
-        gate: Gate::default(),
-        captures: Mutex::default(),
-    })
+    give(&macs, settings, all.clone());
+    Shared::new(rules(all, settings), macs, settings.workers.count)
+        .map_err(|source| Error::System { what: "create an epoll instance", source })
 }

@@ -15,9 +15,11 @@ pub use tap::{TapPort, TapReader};
 pub use vhost::VhostPort;
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use crate::frame::{BURST, DropReason, Frame, PortId};
 use crate::mem::Segments;
+use crate::ring::Queues;
 
 /// What a frame into a guest's ring takes, however short: its buffer, its headers. Measured were 60
 /// for one of 64 bytes and 100 for a segment of 48 that is cut off.
@@ -37,7 +39,7 @@ pub struct Port {
     /// What it is.
     pub kind: Kind,
     /// Its counters: one set for each worker, which alone writes it.
-    counters: Box<[Counters]>,
+    counters: Arc<[Counters]>,
 }
 
 /// The kinds of ports.
@@ -114,7 +116,7 @@ impl<'b> Egress<'b> {
     }
 
     /// Counts all frames as dropped.
-    fn lose(self, reason: DropReason, counters: &Counters) {
+    pub fn lose(self, reason: DropReason, counters: &Counters) {
         counters.drop(reason, self.list.len() as u64);
         if let Some(losses) = self.losses {
             self.list.iter().for_each(|index| losses.note(*index, reason));
@@ -126,6 +128,13 @@ impl Port {
     /// A port for a switch with `workers` workers.
     pub fn new(id: PortId, name: String, kind: Kind, workers: usize) -> Self {
         Self { id, name, kind, counters: (0..workers).map(|_| Counters::default()).collect() }
+    }
+
+    /// What takes the place of this port, of another kind or anew. It goes on counting.
+    #[must_use]
+    pub fn successor(&self, kind: Kind) -> Self {
+        let counters = Arc::clone(&self.counters);
+        Self { id: self.id, name: self.name.clone(), kind, counters }
     }
 
     /// The counters that `worker` writes.
@@ -148,6 +157,14 @@ impl Port {
         match &self.kind {
             Kind::Vhost(port) => port.is_up(),
             Kind::Tap(_) => true,
+        }
+    }
+
+    /// How many queues frames can come in by: the pairs of a guest, the queues of a TAP.
+    pub fn queues(&self) -> usize {
+        match &self.kind {
+            Kind::Vhost(port) => Queues::len(port.queues()) / 2,
+            Kind::Tap(port) => port.queues(),
         }
     }
 

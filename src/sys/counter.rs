@@ -15,6 +15,11 @@ impl Counter {
         self.0.store(value.wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Begins anew. Only the owning thread calls it.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// The value.
     #[inline]
     pub fn get(&self) -> u64 {

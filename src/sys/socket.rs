@@ -162,6 +162,20 @@ impl Listener {
         Self { listener: UnixListener::from(socket), path: path.to_owned(), file: None }
     }
 
+    /// Gives the file another path, where it takes the place of what is there.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::System`]
+    pub fn rename(&mut self, path: &Path) -> Result<(), SocketError> {
+        if self.path != path {
+            std::fs::rename(&self.path, path)
+                .map_err(|error| SocketError::system("put into its place", path, error))?;
+            self.path = path.to_owned();
+        }
+        Ok(())
+    }
+
     /// From now on the file is ours to remove.
     pub fn own(&mut self) {
         self.file = symlink_metadata(&self.path).ok().map(|now| identity(&now));

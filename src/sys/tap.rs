@@ -157,6 +157,16 @@ impl Tap {
         Self::set_up(&device, name, options, queues, has_uso)
     }
 
+    /// Sets MTU and bridge of a device that is open.
+    ///
+    /// # Errors
+    /// See [`TapError`].
+    pub fn adjust(name: &str, options: &TapOptions) -> Result<(), TapError> {
+        let _right = NetAdmin::raise();
+        let device = NetDevice::new(name).map_err(|source| classify(name, "configure", source))?;
+        configure(&device, name, options)
+    }
+
     fn set_up(
         device: &NetDevice,
         name: &str,
@@ -165,12 +175,7 @@ impl Tap {
         has_uso: bool,
     ) -> Result<Self, TapError> {
         let failed = |action| move |source| classify(name, action, source);
-        if let Some(mtu) = options.mtu {
-            set_mtu(device, name, mtu)?;
-        }
-        if let Some(bridge) = &options.bridge {
-            enslave(device, name, bridge)?;
-        }
+        configure(device, name, options)?;
         device.set_up().map_err(failed("bring up"))?;
         let mac = device.mac().map_err(failed("read the address of"))?;
         let mtu = device.mtu().map_err(failed("read the MTU of"))?;
@@ -267,6 +272,14 @@ fn open_queues(
         queues.push(TapQueue { file });
     }
     Ok((queues, has_uso))
+}
+
+/// Sets MTU and bridge.
+fn configure(device: &NetDevice, name: &str, options: &TapOptions) -> Result<(), TapError> {
+    if let Some(mtu) = options.mtu {
+        set_mtu(device, name, mtu)?;
+    }
+    options.bridge.as_deref().map_or(Ok(()), |bridge| enslave(device, name, bridge))
 }
 
 /// A descriptor that isn't a queue yet.

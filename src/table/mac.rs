@@ -28,7 +28,8 @@
 //! entry there; never a live entry of another port. The hash has a random key, so a guest can't aim
 //! at the buckets of one victim. If the ports' limits add up to no more than the capacity, nobody
 //! is ever refused for lack of room. What remains is to *claim* another station's address, which
-//! moves it, as in any switch: filtering source addresses is a stage's job.
+//! moves it, as in any switch: filtering source addresses is a stage's job. An address that an
+//! operator gave to a port (a static filtering entry, 802.1Q, 8.8.1) stays there, whoever claims it.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -47,6 +48,8 @@ const PREFERRED_LOAD: usize = 2;
 const CAPACITY_MAX: usize = 1 << 24;
 /// An entry that holds nothing: address 0 is never learned.
 const EMPTY: u64 = 0;
+/// The time of an address that an operator gave: it never ages.
+const GIVEN: u32 = u32::MAX;
 /// The group bit of the first octet (IEEE 802-2014, 8.2.2), addresses being 48-bit numbers with
 /// the first octet highest.
 const GROUP_BIT: u64 = 1 << 40;
@@ -83,6 +86,8 @@ pub enum Learned {
     /// Not learned: the port has as many addresses as its limit allows. What was known of the
     /// address stays.
     LimitReached,
+    /// Not learned: an operator gave the address to another port.
+    Given,
     /// Not learned: both buckets are full of live addresses of other ports.
     Full,
     /// Not learned: another thread is changing the table. The next frame tries again.
@@ -137,16 +142,23 @@ struct Slot<'table> {
 
 impl Slot<'_> {
     fn age(self, now: u32) -> u32 {
-        // Another worker may have read its clock a moment later than the caller.
+        // Another worker may have read its clock a moment later than the caller; and one that was
+        // given is new for ever.
         now.saturating_sub(self.seen.load(Relaxed))
     }
 
     #[inline]
     fn refresh(self, now: u32) {
         // Written once a second, not once a frame: the line stays shared between the cores.
-        if self.seen.load(Relaxed) < now {
-            self.seen.store(now, Relaxed);
+        let seen = self.seen.load(Relaxed);
+        if seen < now {
+            // Not over that of an address that is just being given.
+            let _ = self.seen.compare_exchange(seen, now, Relaxed, Relaxed);
         }
+    }
+
+    fn is_given(self) -> bool {
+        self.seen.load(Relaxed) == GIVEN
     }
 
     /// Only with the table's lock held.
@@ -188,7 +200,7 @@ pub struct MacTable {
     buckets: Box<[Bucket]>,
     ports: Box<[PortCount]>,
     keys: [u64; 4],
-    ageing_secs: u32,
+    ageing_secs: AtomicU32,
     /// Held by whoever adds, moves or removes an entry.
     change: Mutex<()>,
 }
@@ -206,7 +218,7 @@ impl MacTable {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             ports: (0..ports_max).map(|_| unlimited()).collect(),
             keys: expand_seed(config.seed),
-            ageing_secs: config.ageing_secs,
+            ageing_secs: AtomicU32::new(config.ageing_secs),
             change: Mutex::new(()),
         }
     }
@@ -217,6 +229,44 @@ impl MacTable {
         if let Some(count) = self.count_of(port) {
             count.limit.store(limit, Relaxed);
         }
+    }
+
+    /// Seconds after which an address is forgotten that isn't heard any more, from now on.
+    pub fn set_ageing(&self, secs: u32) {
+        self.ageing_secs.store(secs, Relaxed);
+    }
+
+    /// Whether an address of this age is too old.
+    #[inline]
+    fn is_old(&self, age: u32) -> bool {
+        age > self.ageing_secs.load(Relaxed)
+    }
+
+    /// Gives `mac` to `port` until it is [removed](Self::remove), wherever it is heard. False if
+    /// there is no room: both of its buckets are full of live addresses of other ports; or if it is no
+    /// address of a station.
+    pub fn give(&self, mac: u64, port: u16, now: u32) -> bool {
+        let address = self.address(mac);
+        let Some(count) = self.count_of(port).filter(|_| is_learnable(mac)) else { return false };
+        let _lock = self.change.lock();
+        let place = self.find(address).map(|(slot, _)| slot);
+        let Some(slot) = place.or_else(|| self.choose_slot(address, port, now)) else {
+            return false;
+        };
+        self.discount(slot.entry.load(Relaxed));
+        slot.fill(mac, port, GIVEN);
+        count.entries.fetch_add(1, Relaxed);
+        true
+    }
+
+    /// Forgets an address. Tells whether it was known.
+    pub fn remove(&self, mac: u64) -> bool {
+        let address = self.address(mac);
+        let _lock = self.change.lock();
+        let Some((slot, entry)) = self.find(address) else { return false };
+        self.discount(entry);
+        slot.entry.store(EMPTY, Release);
+        true
     }
 
     /// The port that `mac` was last heard on; `None` when it is unknown, too old, zero or a group
@@ -252,7 +302,7 @@ impl MacTable {
     #[inline]
     pub fn lookup_at(&self, address: Address, now: u32) -> Option<u16> {
         let (slot, entry) = self.find(address)?;
-        (slot.age(now) <= self.ageing_secs).then_some(port_of(entry))
+        (!self.is_old(slot.age(now))).then_some(port_of(entry))
     }
 
     /// [`learn`](Self::learn).
@@ -267,16 +317,22 @@ impl MacTable {
         }
     }
 
-    /// Forgets all addresses of `port`; returns how many. Stop the port's ingress before, or a
+    /// Forgets what was learned on `port`, or on all; returns how many addresses. Stop the port's ingress before, or a
     /// frame on its way is learned again.
-    pub fn flush_port(&self, port: u16) -> u32 {
+    pub fn flush(&self, port: Option<u16>) -> u32 {
+        let is_there = |entry: u64| port.is_none_or(|port| port_of(entry) == port);
+        self.remove_if(|slot| is_there(slot.entry.load(Relaxed)) && !slot.is_given())
+    }
+
+    /// Forgets all addresses of `port`, also those that it was given: it is no more.
+    pub fn forget(&self, port: u16) -> u32 {
         self.remove_if(|slot| port_of(slot.entry.load(Relaxed)) == port)
     }
 
     /// Forgets all addresses that are too old at `now`; returns how many. A sweep of the whole
     /// table: for a housekeeping thread, every few seconds.
     pub fn expire(&self, now: u32) -> u32 {
-        self.remove_if(|slot| slot.age(now) > self.ageing_secs)
+        self.remove_if(|slot| self.is_old(slot.age(now)))
     }
 
     /// How many addresses it holds, old ones included that [`expire`](Self::expire) didn't meet.
@@ -298,13 +354,13 @@ impl MacTable {
         self.count_of(port).map_or(0, |count| count.entries.load(Relaxed))
     }
 
-    /// Calls `f` with each live address, its port and its age in seconds, in no order. What other
-    /// threads change meanwhile may or may not be seen.
-    pub fn for_each(&self, now: u32, mut f: impl FnMut(u64, u16, u32)) {
+    /// Calls `f` with each live address, its port and its age in seconds, or none if it was given, in
+    /// no order. What other threads change meanwhile may or may not be seen.
+    pub fn for_each(&self, now: u32, mut f: impl FnMut(u64, u16, Option<u32>)) {
         for slot in self.buckets.iter().flat_map(Bucket::slots) {
             let (entry, age) = (slot.entry.load(Acquire), slot.age(now));
-            if entry != EMPTY && age <= self.ageing_secs {
-                f(mac_of(entry), port_of(entry), age);
+            if entry != EMPTY && !self.is_old(age) {
+                f(mac_of(entry), port_of(entry), (!slot.is_given()).then_some(age));
             }
         }
     }
@@ -344,9 +400,13 @@ impl MacTable {
         if !is_learnable(mac) {
             return Learned::Ignored;
         }
-        // Before the lock too: a guest that goes on inventing addresses must not keep it busy.
+        // Before the lock too: a guest that goes on inventing addresses, or claiming one that it
+        // won't get, must not keep it busy.
         if count.is_at_limit() {
             return Learned::LimitReached;
+        }
+        if self.find(address).is_some_and(|(slot, _)| slot.is_given()) {
+            return Learned::Given;
         }
         let Some(_lock) = self.change.try_lock() else {
             return Learned::Busy;
@@ -359,11 +419,14 @@ impl MacTable {
             slot.refresh(now);
             return Learned::Refreshed;
         }
+        if known.is_some_and(|(slot, _)| slot.is_given()) {
+            return Learned::Given;
+        }
         if count.is_at_limit() {
             return Learned::LimitReached;
         }
         let (slot, learned) = match known {
-            Some((slot, entry)) if slot.age(now) <= self.ageing_secs => {
+            Some((slot, entry)) if !self.is_old(slot.age(now)) => {
                 (slot, Learned::Moved { from: port_of(entry) })
             }
             Some((slot, _)) => (slot, Learned::New),
@@ -383,7 +446,7 @@ impl MacTable {
     fn choose_slot(&self, address: Address, port: u16, now: u32) -> Option<Slot<'_>> {
         let candidates = self.candidates(address);
         let is_free =
-            |slot: &Slot<'_>| slot.entry.load(Relaxed) == EMPTY || slot.age(now) > self.ageing_secs;
+            |slot: &Slot<'_>| slot.entry.load(Relaxed) == EMPTY || self.is_old(slot.age(now));
         let [first, second] =
             candidates.map(|bucket| BUCKET_LEN - bucket.slots().filter(is_free).count());
         let mut ordered = candidates;
@@ -392,7 +455,8 @@ impl MacTable {
         }
         let free = ordered.into_iter().find_map(|bucket| bucket.slots().find(is_free));
         free.or_else(|| {
-            let own = |slot: &Slot<'_>| port_of(slot.entry.load(Relaxed)) == port;
+            let own =
+                |slot: &Slot<'_>| port_of(slot.entry.load(Relaxed)) == port && !slot.is_given();
             let slots = candidates.into_iter().flat_map(Bucket::slots);
             slots.filter(own).max_by_key(|slot| slot.age(now))
         })

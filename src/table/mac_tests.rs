@@ -78,7 +78,7 @@ fn forgets_what_is_not_heard() {
     assert_eq!(table.lookup(fleet(2), 101 + AGEING), None);
     assert_eq!(table.lookup(fleet(1), 101 + AGEING), Some(0), "was refreshed");
     let mut ages = Vec::new();
-    table.for_each(101 + AGEING, |mac, port, age| ages.push((mac, port, age)));
+    table.for_each(101 + AGEING, |mac, port, age| ages.push((mac, port, age.unwrap())));
     assert_eq!(ages, [(fleet(1), 0, AGEING - 99)]);
 
     assert_eq!(table.len(), 2, "counted until swept");
@@ -149,7 +149,7 @@ fn invented_addresses_push_nobody_out() {
     assert_eq!(table.port_len(2), 2560 - 400);
     assert_eq!(refused, 0, "it always had an entry of its own to replace");
     // A newcomer finds no place now, and no live entry is evicted for it ...
-    table.flush_port(1);
+    table.flush(Some(1));
     for n in 0..100_000 {
         table.learn(invented(n), 2, 1);
     }
@@ -185,9 +185,9 @@ fn flush_empties_one_port() {
     for n in 0..300 {
         table.learn(fleet(n), (n % 3) as u16, 0);
     }
-    assert_eq!(table.flush_port(1), 100);
-    assert_eq!(table.flush_port(1), 0);
-    assert_eq!(table.flush_port(99), 0);
+    assert_eq!(table.flush(Some(1)), 100);
+    assert_eq!(table.flush(Some(1)), 0);
+    assert_eq!(table.flush(Some(99)), 0);
     let found = contents(&table, 0);
     assert_eq!(found.len(), 200);
     assert!(found.values().all(|&port| port != 1));
@@ -275,6 +275,44 @@ fn a_busy_table_still_looks_up_and_refreshes() {
     assert_eq!(table.learn(fleet(2), 0, 5), Learned::New);
 }
 
+#[test]
+fn given_addresses_stay_where_they_are() {
+    let table = table(64, 3);
+    let mut ages = Vec::new();
+    table.learn(fleet(1), 0, 0);
+    assert!(table.give(fleet(1), 1, 0) && table.give(fleet(2), 1, 0));
+    assert_eq!((table.port_len(0), table.port_len(1)), (0, 2), "the first one moved");
+    assert_eq!(table.learn(fleet(1), 0, 5), Learned::Given);
+    assert_eq!(table.learn(fleet(1), 1, 5), Learned::Refreshed);
+    assert_eq!((table.expire(9 * AGEING), table.flush(Some(1)), table.flush(None)), (0, 0, 0));
+    assert_eq!(table.lookup(fleet(1), 9 * AGEING), Some(1));
+    table.for_each(9 * AGEING, |_, port, age| ages.push((port, age)));
+    assert_eq!(ages, [(1, None), (1, None)]);
+    assert!(table.remove(fleet(1)) && !table.remove(fleet(1)));
+    assert_eq!(table.learn(fleet(1), 0, 5), Learned::New);
+    assert!(!table.give(0, 1, 0) && !table.give(GROUP_BIT, 1, 0) && !table.give(fleet(3), 9, 0));
+}
+
+#[test]
+fn invented_addresses_push_out_none_that_was_given() {
+    let table = table(4, 2);
+    let given: Vec<_> = (0..4).map(fleet).filter(|mac| table.give(*mac, 0, 0)).collect();
+    for n in 0..1000 {
+        table.learn(invented(n), 0, 0);
+    }
+    assert!(given.len() > 1 && given.iter().all(|mac| table.lookup(*mac, 0) == Some(0)));
+}
+
+#[test]
+fn ageing_changes_for_those_that_are_known() {
+    let table = table(64, 1);
+    table.learn(fleet(1), 0, 0);
+    table.set_ageing(5);
+    assert_eq!((table.lookup(fleet(1), 5), table.lookup(fleet(1), 6)), (Some(0), None));
+    table.set_ageing(AGEING);
+    assert_eq!(table.lookup(fleet(1), 6), Some(0));
+}
+
 /// Four workers learn and move the same stations and invent others, one sweeps and flushes: then
 /// no station stands twice, the counts are exact, and no limit was ever exceeded.
 #[test]
@@ -308,7 +346,7 @@ fn counts_are_exact_after_contention() {
             let mut round = 0u32;
             while !done.load(Relaxed) {
                 table.expire(round % 900);
-                table.flush_port((round % u32::from(WORKERS)) as u16);
+                table.flush(Some((round % u32::from(WORKERS)) as u16));
                 round += 1;
             }
         });

@@ -83,6 +83,30 @@ impl PortSocket {
         Ok(Self { path, listener, takeover: None })
     }
 
+    /// As [`Self::open`] where another endpoint has the socket still: nobody finds this one before
+    /// [`Self::settle`].
+    ///
+    /// # Errors
+    ///
+    /// [`EndpointError::Socket`]
+    pub fn open_beside(settings: &VhostUserSettings) -> Result<Self, EndpointError> {
+        let mut beside = settings.socket.clone().into_os_string();
+        beside.push("~");
+        let socket = beside.into();
+        let opened = Self::open(&VhostUserSettings { socket, ..settings.clone() })?;
+        Ok(Self { path: settings.socket.clone(), ..opened })
+    }
+
+    /// Takes the place of the other endpoint's socket, if it was opened beside it.
+    ///
+    /// # Errors
+    ///
+    /// [`EndpointError::Socket`]
+    pub fn settle(&mut self) -> Result<(), EndpointError> {
+        let listener = self.listener.as_mut();
+        Ok(listener.map_or(Ok(()), |listener| listener.rename(&self.path))?)
+    }
+
     /// The socket of another process's endpoint, and its frontend if one is connected. Nothing is
     /// done with them before [`Arrival::go`].
     pub fn inherit(settings: &VhostUserSettings, mut estate: Estate) -> (Self, Arrival) {

@@ -79,6 +79,11 @@ impl Budget {
         Self { accounts, waiting: 0, least: 0, most: 0, window: 0 }
     }
 
+    /// Has accounts for so many ports from now on, while none is waiting.
+    pub fn resize(&mut self, ports: usize) {
+        self.accounts.resize(ports, Account::default());
+    }
+
     /// Begins a round at `now` over sources of these ports.
     #[inline]
     pub fn begin(&mut self, now: u64, ports: impl Iterator<Item = usize>) {

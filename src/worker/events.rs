@@ -12,7 +12,7 @@ use crate::sys::allowance::Allowance;
 use crate::sys::clock;
 use crate::sys::poller::Trigger;
 
-use super::{Order, Placement, Shared};
+use super::{Order, Shared, source_id};
 
 /// What an announcement takes from a port's allowance, ns: ten a second for good ...
 const ANNOUNCEMENT: u64 = 100_000_000;
@@ -23,7 +23,6 @@ const ANNOUNCEMENTS: u64 = 16 * ANNOUNCEMENT;
 #[derive(Debug)]
 pub struct PortEvents {
     shared: Arc<Shared>,
-    placement: Arc<Placement>,
     port: Arc<Port>,
     /// The registered kick descriptor of each pair: our own duplicates, because an epoll
     /// registration outlives the descriptor while the frontend holds the same open file.
@@ -36,10 +35,9 @@ pub struct PortEvents {
 
 impl PortEvents {
     /// The events of `port`.
-    pub fn new(shared: Arc<Shared>, placement: Arc<Placement>, port: Arc<Port>) -> Self {
+    pub fn new(shared: Arc<Shared>, port: Arc<Port>) -> Self {
         Self {
             shared,
-            placement,
             port,
             kicks: Mutex::default(),
             complained: AtomicBool::new(false),
@@ -51,8 +49,7 @@ impl PortEvents {
     fn place(&self, ring: usize) -> Option<(usize, usize, u32)> {
         // Nobody waits for receive buffers: kicks of `guest_rx` rings are of no interest.
         let pair = (ring % 2 == 1).then_some(ring / 2)?;
-        let (worker, source) = self.placement.of(&self.port, pair)?;
-        Some((pair, worker, source))
+        Some((pair, self.port.worker_of(pair), source_id(self.port.id, pair)))
     }
 }
 
@@ -105,7 +102,7 @@ impl QueueEvents for PortEvents {
         }
         if !state.connected {
             // As a bridge does when a link goes down: its stations may appear elsewhere.
-            self.shared.macs.flush_port(self.port.id.0);
+            self.shared.macs.flush(Some(self.port.id.0));
         }
     }
 

@@ -5,6 +5,7 @@
 //! no frame is on its way, the sums over all senders are its `egress_frames`, `egress_bytes` and
 //! egress drops.
 
+use crate::config::MAX_PORTS;
 use crate::frame::PortId;
 use crate::port::Counters;
 use crate::sys::counter::{self, Counter};
@@ -23,10 +24,10 @@ pub struct Flow {
     pub dropped: u64,
 }
 
-/// One worker's matrix.
+/// One worker's matrix. It has room for all ports that there can be, which costs memory only where
+/// there are frames.
 #[derive(Debug)]
 pub struct Flows {
-    ports: usize,
     /// Frames, bytes and drops by ingress port, then by egress port.
     cells: Box<[[Counter; 3]]>,
 }
@@ -46,10 +47,20 @@ impl Mark {
     }
 }
 
+impl Default for Flows {
+    fn default() -> Self {
+        Self { cells: counter::zeroed(MAX_PORTS * MAX_PORTS + APART) }
+    }
+}
+
 impl Flows {
-    /// For so many ports.
-    pub fn new(ports: usize) -> Self {
-        Self { ports, cells: counter::zeroed(ports * ports + APART) }
+    /// Begins anew with what goes from and to a port: it is another one now. Only the owning worker
+    /// calls it.
+    pub fn forget(&self, port: PortId) {
+        let others = 0..MAX_PORTS;
+        let both = |other| [self.cell(port.index(), other), self.cell(other, port.index())];
+        let used = others.flat_map(both).flatten().flatten().filter(|counter| counter.get() != 0);
+        used.for_each(Counter::reset);
     }
 
     /// Counts a group of `sent` frames that went from one port to another, whose counters were at
@@ -68,16 +79,16 @@ impl Flows {
 
     #[inline]
     fn cell(&self, from: usize, to: usize) -> Option<&[Counter; 3]> {
-        self.cells.get(from * self.ports + to)
+        self.cells.get(from * MAX_PORTS + to)
     }
 
-    /// The sums of these matrices: each pair of ports that had frames, by index.
-    pub fn sums(matrices: &[Self]) -> Vec<(usize, usize, Flow)> {
-        let ports = matrices.first().map_or(0, |matrix| matrix.ports);
-        let pairs = (0..ports).flat_map(|from| (0..ports).map(move |to| (from, to)));
-        let sum = |(from, to)| {
+    /// The sums of these matrices: each pair of `ports` that had frames.
+    pub fn sums(matrices: &[Self], ports: &[PortId]) -> Vec<(PortId, PortId, Flow)> {
+        let pairs = ports.iter().flat_map(|from| ports.iter().map(move |to| (*from, *to)));
+        let sum = |(from, to): (PortId, PortId)| {
             let mut flow = Flow::default();
-            for [frames, bytes, dropped] in matrices.iter().filter_map(|m| m.cell(from, to)) {
+            let cells = matrices.iter().filter_map(|m| m.cell(from.index(), to.index()));
+            for [frames, bytes, dropped] in cells {
                 flow.frames += frames.get();
                 flow.bytes += bytes.get();
                 flow.dropped += dropped.get();
@@ -95,9 +106,10 @@ mod tests {
 
     #[test]
     fn matrices_add_up() {
-        let matrices = [Flows::new(3), Flows::new(3)];
+        let matrices = [Flows::default(), Flows::default()];
         let [counters, others] = [Counters::default(), Counters::default()];
-        let [a, b, c] = [0, 1, 2].map(PortId);
+        let ports = [0, 1, MAX_PORTS as u16 - 1].map(PortId);
+        let [a, b, c] = ports;
         for (matrix, counters, from, to) in [
             (&matrices[0], &counters, a, b),
             (&matrices[1], &others, a, b),
@@ -111,7 +123,12 @@ mod tests {
         }
         let flow = Flow { frames: 2, bytes: 200, dropped: 1 };
         let twice = Flow { frames: 4, bytes: 400, dropped: 2 };
-        assert_eq!(Flows::sums(&matrices), [(0, 1, twice), (2, 0, flow)]);
-        assert_eq!(Flows::sums(&[]), []);
+        assert_eq!(Flows::sums(&matrices, &ports), [(a, b, twice), (c, a, flow)]);
+        assert_eq!(Flows::sums(&[], &ports), []);
+        matrices.iter().for_each(|matrix| matrix.forget(c));
+        assert_eq!(Flows::sums(&matrices, &ports), [(a, b, twice)]);
+        matrices[0].forget(b);
+        let other = Flow { frames: 2, bytes: 200, dropped: 1 };
+        assert_eq!(Flows::sums(&matrices, &ports), [(a, b, other)], "what the second one counted");
     }
 }

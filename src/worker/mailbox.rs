@@ -9,7 +9,7 @@ use crate::sys::sync::{AtomicBool, Mutex, Ordering};
 pub enum Order {
     /// Look at a source.
     Look {
-        /// Index of the source, of this worker.
+        /// The source, see [`source_id`](super::source_id).
         source: u32,
     },
     /// Announce that the station `mac` is at `port` now (vhost-user SEND_RARP).
@@ -23,6 +23,10 @@ pub enum Order {
     Pause,
     /// Serve the captures that there are now.
     Watch,
+    /// Go over to the ports that there are now.
+    Ports,
+    /// Never sleep; or sleep again when there is nothing to do.
+    Poll(bool),
 }
 
 impl Order {
@@ -30,7 +34,10 @@ impl Order {
         match (self, newer) {
             (Self::Look { source: a }, Self::Look { source: b }) => a == b,
             (Self::Announce { port: a, .. }, Self::Announce { port: b, .. }) => a == b,
-            (Self::Pause, Self::Pause) | (Self::Watch, Self::Watch) => true,
+            (Self::Pause, Self::Pause)
+            | (Self::Watch, Self::Watch)
+            | (Self::Ports, Self::Ports)
+            | (Self::Poll(_), Self::Poll(_)) => true,
             _ => false,
         }
     }

@@ -14,16 +14,19 @@ mod events;
 mod flows;
 mod gate;
 mod mailbox;
+mod mirror;
 mod pipeline;
 mod poll;
+mod ports;
 mod source;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
-use crate::port::{Counter, Port};
+use crate::port::Counter;
 use crate::table::mac::MacTable;
 
 pub use capture::{Buffer, Capture, Fate, MAX_CAPTURES, Record};
@@ -32,13 +35,14 @@ pub use flows::{Flow, Flows};
 pub use gate::Gate;
 pub use mailbox::{Mailbox, Order};
 pub use poll::Worker;
-pub use source::Placement;
+pub use ports::{Mirror, Ports, Reach, Roster};
+pub use source::source_id;
 
 /// What all workers share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The ports; a [`crate::frame::PortId`] is an index.
-    pub ports: Box<[Arc<Port>]>,
+    /// The ports.
+    pub ports: Roster,
     /// Where addresses are.
     pub macs: MacTable,
     /// Each worker's mailbox.
@@ -53,6 +57,27 @@ pub struct Shared {
     pub gate: Gate,
     /// What is being captured.
     pub captures: Mutex<Vec<Arc<Capture>>>,
+}
+
+impl Shared {
+    /// What `workers` workers begin with.
+    ///
+    /// # Errors
+    ///
+    /// No epoll instance or eventfd can be had.
+    pub fn new(ports: Ports, macs: MacTable, workers: usize) -> io::Result<Self> {
+        let mailboxes: io::Result<_> = (0..workers).map(|_| Mailbox::new().map(Arc::new)).collect();
+        Ok(Self {
+            ports: Roster::new(ports, workers),
+            macs,
+            mailboxes: mailboxes?,
+            counters: (0..workers).map(|_| WorkerCounters::default()).collect(),
+            flows: (0..workers).map(|_| Flows::default()).collect(),
+            stop: AtomicBool::new(false),
+            gate: Gate::default(),
+            captures: Mutex::default(),
+        })
+    }
 }
 
 /// What a worker counts about itself.

@@ -7,15 +7,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::frame::{BURST, DropReason, Frame, Verdict};
+use crate::frame::{BURST, DropReason, Frame, PortId, Verdict};
 use crate::mem::Segments;
-use crate::port::{Egress, Port};
+use crate::port::{Counters, Egress, Port};
 use crate::stage;
 use crate::wire::offload::Offloads;
 
-use super::Shared;
 use super::capture::{Burst, Watch};
 use super::flows::Mark;
+use super::mirror::Mirrors;
+use super::{Ports, Shared};
 
 /// About how long the frames of a burst may take that have offloads, ns. Those that pass as they are
 /// are bounded by their bytes before; of those that must be cut, it is two of 64 KiB at an MTU of
@@ -29,25 +30,49 @@ const FLOOD_NS: u64 = 100_000;
 #[derive(Debug)]
 pub(super) struct Pipeline {
     shared: Arc<Shared>,
+    ports: Arc<Ports>,
     worker: usize,
     /// By port: the frames of the burst that leave by it.
     groups: Vec<Vec<u16>>,
     /// The ports with frames, in the order of their first one.
     touched: Vec<u16>,
-    /// Who wants copies.
+    /// Who wants to see frames.
     watch: Watch,
+    mirrors: Mirrors,
 }
 
 impl Pipeline {
     pub fn new(shared: Arc<Shared>, worker: usize) -> Self {
-        let ports = shared.ports.len();
-        Self {
+        let mut this = Self {
             shared,
+            ports: Arc::default(),
             worker,
-            groups: (0..ports).map(|_| Vec::with_capacity(BURST)).collect(),
-            touched: Vec::with_capacity(ports),
+            groups: Vec::new(),
+            touched: Vec::new(),
             watch: Watch::default(),
+            mirrors: Mirrors::default(),
+        };
+        this.take_up_ports();
+        this
+    }
+
+    /// Goes over to the ports that there are now.
+    pub fn take_up_ports(&mut self) {
+        let ports = self.shared.ports.now();
+        self.groups.resize_with(ports.places(), || Vec::with_capacity(BURST));
+        self.touched.reserve(ports.places());
+        self.mirrors.take_up(&ports);
+        let before = std::mem::replace(&mut self.ports, ports);
+        let name = |ports: &Ports, id| ports.get(id).map(|port| port.name.clone());
+        let ids = self.ports.iter().map(|port| port.id);
+        for id in ids.filter(|id| name(&before, *id) != name(&self.ports, *id)) {
+            self.shared.flows.get(self.worker).iter().for_each(|flows| flows.forget(id));
         }
+    }
+
+    /// The ports that it goes by.
+    pub fn ports(&self) -> &Arc<Ports> {
+        &self.ports
     }
 
     /// Serves the captures that there are now.
@@ -68,17 +93,29 @@ impl Pipeline {
         now: u32,
     ) -> usize {
         let segmentable = stage::sanitise(frames, sends);
+        if self.ports.is_probe(ingress.id) {
+            let drop = Verdict::Drop(DropReason::MirrorPort);
+            frames.iter_mut().for_each(|frame| frame.verdict = drop);
+        }
         let floods = stage::forward(frames, &self.shared.macs, ingress.id, now);
         let mut count = frames.len();
         if segmentable || floods {
             count = self.affordable(ingress, frames);
         }
-        let frames = frames.get(..count).unwrap_or_default();
+        let frames = frames.get_mut(..count).unwrap_or_default();
         self.group(ingress, frames);
+        let mirrored = !self.ports.mirrors().is_empty();
+        if mirrored {
+            self.mirrors.note(&self.ports, ingress, frames, &self.groups);
+        }
         if self.watch.concerns(ingress.id, &self.touched) {
             self.send_watched(ingress, frames, segments);
         } else {
             self.send(ingress, frames, segments);
+        }
+        if mirrored {
+            let burst = (&*frames, segments);
+            self.mirrors.send(&self.shared, &self.ports, self.worker, ingress, burst);
         }
         count
     }
@@ -86,13 +123,13 @@ impl Pipeline {
     /// How many of the frames may be sent at once.
     #[inline(never)]
     fn affordable(&self, ingress: &Port, frames: &[Frame]) -> usize {
-        let ports = &self.shared.ports;
-        let others = || ports.iter().filter(|port| port.id != ingress.id && port.is_up());
+        let ports = &self.ports;
+        let others = || ports.flooded(ingress.id);
         let (mut cut, mut flooded) = (0, 0);
         for (index, frame) in frames.iter().enumerate() {
             match frame.verdict {
                 Verdict::To(port) if !frame.vnet.is_plain() => {
-                    cut += ports.get(port.index()).map_or(0, |port| port.cost(frame));
+                    cut += ports.get(port).map_or(0, |port| port.cost(frame));
                 }
                 Verdict::Flood => flooded += others().map(|port| port.cost(frame)).sum::<u64>(),
                 Verdict::To(_) | Verdict::Drop(_) => {}
@@ -106,16 +143,22 @@ impl Pipeline {
 
     /// Sorts the frames by egress port and counts what came in.
     #[inline]
-    fn group(&mut self, ingress: &Port, frames: &[Frame]) {
+    fn group(&mut self, ingress: &Port, frames: &mut [Frame]) {
         let counters = ingress.counters(self.worker);
         let mut begin = 0;
         // Mostly one run: frames of a burst go the same way.
-        for run in frames.chunk_by(|a, b| a.verdict == b.verdict) {
+        for run in frames.chunk_by_mut(|a, b| a.verdict == b.verdict) {
             let indices = begin..begin + run.len() as u16;
             begin = indices.end;
             match run.first().map(|frame| frame.verdict) {
-                Some(Verdict::To(port)) => self.push(port.0, indices),
-                Some(Verdict::Flood) => self.flood(ingress, indices),
+                Some(Verdict::To(port)) => match self.ports.refuses(ingress.id, port) {
+                    None => self.push(port.0, indices),
+                    Some(reason) => refuse(run, reason, counters),
+                },
+                Some(Verdict::Flood) if self.flood(ingress, indices) => {}
+                Some(Verdict::Flood) => {
+                    refuse(run, self.ports.refuses_all(ingress.id), counters);
+                }
                 Some(Verdict::Drop(reason)) => counters.drop(reason, run.len() as u64),
                 None => {}
             }
@@ -137,16 +180,18 @@ impl Pipeline {
         group.extend(indices);
     }
 
-    fn flood(&mut self, ingress: &Port, indices: Range<u16>) {
-        let shared = Arc::clone(&self.shared);
+    /// Returns whether there is a port that takes them.
+    fn flood(&mut self, ingress: &Port, indices: Range<u16>) -> bool {
+        let ports = Arc::clone(&self.ports);
         let counters = ingress.counters(self.worker);
-        let others = shared.ports.iter().filter(|port| port.id != ingress.id && port.is_up());
+        let others = ports.flooded(ingress.id);
         let copies = others.map(|port| self.push(port.id.0, indices.clone())).count();
         if copies == 0 {
-            return counters.drop(DropReason::NoDestination, indices.len() as u64);
+            return false;
         }
         counters.flooded_frames.add(indices.len() as u64);
         counters.flooded_copies.add((copies * indices.len()) as u64);
+        true
     }
 
     /// Sends each group out of its port, and counts what went there.
@@ -154,10 +199,12 @@ impl Pipeline {
     fn send(&mut self, ingress: &Port, frames: &[Frame], segments: &Segments<'_>) {
         for port in self.touched.drain(..) {
             let index = usize::from(port);
-            let target = self.shared.ports.get(index).zip(self.groups.get_mut(index));
+            let target = self.ports.get(PortId(port)).zip(self.groups.get_mut(index));
             let Some((port, list)) = target else { continue };
             let group = Egress { frames, segments, list, losses: None };
-            leave(&self.shared, self.worker, ingress, port, group);
+            leave(&self.shared, self.worker, ingress, port, group.list.len(), |_| {
+                port.egress(group, self.worker);
+            });
             list.clear();
         }
     }
@@ -170,10 +217,12 @@ impl Pipeline {
         watch.begin();
         for port in self.touched.drain(..) {
             let index = usize::from(port);
-            let target = self.shared.ports.get(index).zip(self.groups.get_mut(index));
+            let target = self.ports.get(PortId(port)).zip(self.groups.get_mut(index));
             let Some((port, list)) = target else { continue };
             let group = Egress { frames, segments, list, losses: Some(watch.losses()) };
-            leave(&self.shared, *worker, ingress, port, group);
+            leave(&self.shared, *worker, ingress, port, group.list.len(), |_| {
+                port.egress(group, *worker);
+            });
             watch.left(&burst, port.id, list);
             list.clear();
         }
@@ -197,13 +246,26 @@ impl Pipeline {
     }
 }
 
-/// Sends a group out of its port, and counts what went there.
+/// Drops frames of a burst.
+fn refuse(frames: &mut [Frame], reason: DropReason, counters: &Counters) {
+    frames.iter_mut().for_each(|frame| frame.verdict = Verdict::Drop(reason));
+    counters.drop(reason, frames.len() as u64);
+}
+
+/// Has `count` frames leave by a port, and counts what went there.
 #[inline]
-fn leave(shared: &Shared, worker: usize, ingress: &Port, port: &Port, group: Egress<'_>) {
+pub(super) fn leave(
+    shared: &Shared,
+    worker: usize,
+    ingress: &Port,
+    port: &Port,
+    count: usize,
+    go: impl FnOnce(&Counters),
+) {
     let counters = port.counters(worker);
     let before = Mark::new(counters);
-    port.egress(group, worker);
+    go(counters);
     if let Some(flows) = shared.flows.get(worker) {
-        flows.count(ingress.id, port.id, group.list.len(), before, counters);
+        flows.count(ingress.id, port.id, count, before, counters);
     }
 }

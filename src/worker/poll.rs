@@ -16,8 +16,8 @@ use crate::wire::rarp;
 
 use super::budget::Budget;
 use super::pipeline::Pipeline;
-use super::source::Source;
-use super::{Mailbox, Order, Placement, Shared};
+use super::source::{Source, sources};
+use super::{Mailbox, Order, Shared};
 
 /// How long a source may be quiet and stay hot while the worker is busy with others, ns.
 const COOL_NS: u64 = 200_000;
@@ -45,6 +45,7 @@ pub struct Worker {
     index: usize,
     mailbox: Arc<Mailbox>,
     mode: PollMode,
+    /// In the order of their ids.
     sources: Vec<Source>,
     /// Indices of the hot sources.
     hot: Vec<u32>,
@@ -80,16 +81,17 @@ enum Outcome {
 
 impl Worker {
     /// Worker `index` of the switch.
-    pub fn new(shared: Arc<Shared>, placement: &Placement, index: usize, mode: PollMode) -> Self {
-        let sources = placement.sources(&shared.ports, index);
+    pub fn new(shared: Arc<Shared>, index: usize, mode: PollMode) -> Self {
+        let mailbox = Arc::clone(&shared.mailboxes[index]);
+        let pipeline = Pipeline::new(shared, index);
         Self {
             index,
-            mailbox: Arc::clone(&shared.mailboxes[index]),
+            mailbox,
             mode,
-            hot: Vec::with_capacity(sources.len()),
-            sources,
-            budget: Budget::new(shared.ports.len()),
-            pipeline: Pipeline::new(shared, index),
+            hot: Vec::new(),
+            sources: sources(pipeline.ports(), index, Vec::new()),
+            budget: Budget::new(pipeline.ports().places()),
+            pipeline,
             pool: SegmentPool::default(),
             frames: (0..BURST).map(|_| Frame::default()).collect(),
             reader: TapReader::default(),
@@ -309,6 +311,10 @@ impl Worker {
                 }
                 Order::Announce { port, mac } => self.announce(port, mac),
                 Order::Watch => self.pipeline.watch(),
+                Order::Ports => self.take_up_ports(),
+                Order::Poll(poll) => {
+                    self.mode = if poll { PollMode::Poll } else { PollMode::Adaptive };
+                }
                 Order::Pause => {
                     // Who goes on with the rings may be another process.
                     self.call_owed();
@@ -321,31 +327,53 @@ impl Worker {
         }
     }
 
+    /// Goes over to the ports that there are now.
+    fn take_up_ports(&mut self) {
+        self.call_owed();
+        (0..self.sources.len()).for_each(|index| self.stop_waiting(index));
+        self.pipeline.take_up_ports();
+        let ports = self.pipeline.ports();
+        self.budget.resize(ports.places());
+        self.sources = sources(ports, self.index, std::mem::take(&mut self.sources));
+        self.hot.clear();
+        self.owed.clear();
+        let Self { sources, hot, owed, now, .. } = self;
+        let owing = (0..).zip(&*sources).filter(|(_, source)| source.owes_call);
+        owed.extend(owing.map(|(index, _)| index));
+        // All are looked at: what came to new ones before now was nobody's to see.
+        let ids: Vec<_> = sources.iter().map(|source| source.id).collect();
+        sources.iter_mut().for_each(|source| source.hot = false);
+        ids.into_iter().for_each(|id| heat(sources, hot, id, *now));
+        self.pipeline.shared().ports.confirm(self.index, self.pipeline.ports());
+    }
+
     /// Sends a RARP request from `mac`, as a guest would that moved: the other bridges learn.
     fn announce(&mut self, port: PortId, mac: [u8; 6]) {
-        let shared = Arc::clone(&self.pipeline.shared().ports[port.index()]);
-        let Some(frame) = self.frames.first_mut() else {
+        let from = self.pipeline.ports().get(port).map(Arc::clone);
+        let Some((from, frame)) = from.zip(self.frames.first_mut()) else {
             return;
         };
         frame.set_whole(&rarp::announcement(MacAddr(mac)));
         let segments = self.pool.local(&[], std::iter::empty());
         let frames = &mut self.frames[..1];
         let now = clock::coarse_seconds();
-        self.pipeline.run(&shared, frames, &segments, Offloads::empty(), now);
+        self.pipeline.run(&from, frames, &segments, Offloads::empty(), now);
     }
 }
 
 /// Makes a source hot.
-fn heat(sources: &mut [Source], hot: &mut Vec<u32>, index: u32, now: u64) {
-    let Some(source) = sources.get_mut(index as usize) else {
+fn heat(sources: &mut [Source], hot: &mut Vec<u32>, id: u32, now: u64) {
+    // It may have been taken out since.
+    let Ok(index) = sources.binary_search_by_key(&id, |source| source.id) else {
         return;
     };
+    let source = &mut sources[index];
     source.last_work = now;
     source.drained = false;
     if !source.hot {
         source.hot = true;
         set_kicks(source, false);
-        hot.push(index);
+        hot.push(index as u32);
     }
 }
 

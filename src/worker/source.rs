@@ -1,14 +1,19 @@
-//! What a worker takes frames from, and which worker takes it.
-#![expect(clippy::indexing_slicing, reason = "indices are made with what they index, at start")]
+//! What a worker takes frames from.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::port::{Kind, Port};
-use crate::ring::Queues;
+use crate::config::MAX_QUEUE_PAIRS;
+use crate::frame::PortId;
+use crate::port::Port;
+
+use super::Ports;
 
 /// A transmit ring or a queue of a TAP, as its worker sees it.
 #[derive(Debug)]
 pub(super) struct Source {
+    /// See [`source_id`].
+    pub id: u32,
     pub port: Arc<Port>,
     /// The queue pair of a guest, or the queue of a TAP.
     pub queue: usize,
@@ -24,63 +29,33 @@ pub(super) struct Source {
     pub last_work: u64,
 }
 
-/// Which worker takes which source: known to all threads, fixed while the switch runs.
-#[derive(Debug)]
-pub struct Placement {
-    /// By port: the (worker, source index) of each of its queue pairs, or queues of the TAP.
-    places: Vec<Vec<(usize, u32)>>,
+/// What orders and epoll's events call a source: the same as long as its port has its number. No port
+/// has more queues than a guest may have pairs: a TAP has one for each worker.
+#[inline]
+#[must_use]
+pub fn source_id(port: PortId, queue: usize) -> u32 {
+    u32::from(port.0) * u32::from(MAX_QUEUE_PAIRS) + queue as u32
 }
 
-impl Placement {
-    /// Spreads the sources of `ports` over `workers`.
-    pub fn new(ports: &[Arc<Port>], workers: usize) -> Self {
-        let mut next = vec![0u32; workers];
-        let mut place = |port: &Port, queue: usize| {
-            let worker = port.worker_of(queue);
-            let source = next[worker];
-            next[worker] += 1;
-            (worker, source)
-        };
-        let places =
-            ports.iter().map(|port| (0..queues(port)).map(|queue| place(port, queue)).collect());
-        Self { places: places.collect() }
-    }
-
-    /// The worker of a source, and the source's index there.
-    pub fn of(&self, port: &Port, queue: usize) -> Option<(usize, u32)> {
-        self.places.get(port.id.index())?.get(queue).copied()
-    }
-
-    /// The sources of a worker, in the order of their indices.
-    pub(super) fn sources(&self, ports: &[Arc<Port>], worker: usize) -> Vec<Source> {
-        let mut sources: Vec<(u32, Source)> = Vec::new();
-        for port in ports {
-            for queue in 0..queues(port) {
-                if let Some((_, index)) = self.of(port, queue).filter(|(w, _)| *w == worker) {
-                    let port = Arc::clone(port);
-                    sources.push((
-                        index,
-                        Source {
-                            port,
-                            queue,
-                            hot: false,
-                            owes_call: false,
-                            waits: false,
-                            drained: true,
-                            last_work: 0,
-                        },
-                    ));
-                }
-            }
+/// The sources of `worker`, in the order of their ids. Those that it had before are as they were.
+pub(super) fn sources(ports: &Ports, worker: usize, before: Vec<Source>) -> Vec<Source> {
+    let mut before: BTreeMap<_, _> = before.into_iter().map(|source| (source.id, source)).collect();
+    let mut sources = Vec::new();
+    for port in ports.iter() {
+        for queue in (0..port.queues()).filter(|queue| port.worker_of(*queue) == worker) {
+            let id = source_id(port.id, queue);
+            let known = before.remove(&id).filter(|known| Arc::ptr_eq(&known.port, port));
+            sources.push(known.unwrap_or_else(|| Source {
+                id,
+                port: Arc::clone(port),
+                queue,
+                hot: false,
+                owes_call: false,
+                waits: false,
+                drained: true,
+                last_work: 0,
+            }));
         }
-        sources.sort_by_key(|(index, _)| *index);
-        sources.into_iter().map(|(_, source)| source).collect()
     }
-}
-
-fn queues(port: &Port) -> usize {
-    match &port.kind {
-        Kind::Vhost(vhost) => Queues::len(vhost.queues()) / 2,
-        Kind::Tap(tap) => tap.queues(),
-    }
+    sources
 }

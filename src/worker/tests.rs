@@ -1,12 +1,11 @@
 //! Tests of a worker's steps, on the test's own thread: no clock, no sleep, nothing at random.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use fakeguest::frames::{Flow, mac};
 use fakeguest::{Frame, Guest, Layout, features};
 
-use super::super::{Flows, Gate, PortEvents, WorkerCounters};
+use super::super::{PortEvents, Ports};
 use super::*;
 use crate::config::{PortKind, Settings};
 use crate::port::Port;
@@ -37,21 +36,12 @@ impl Bed {
             let kind = Kind::Vhost(VhostPort::new(Arc::new(Queues::new(1))));
             Arc::new(Port::new(PortId(index as u16), port.name.clone(), kind, 1))
         });
-        let ports: Box<[_]> = ports.collect();
-        let placement = Arc::new(Placement::new(&ports, 1));
         let table = MacTableConfig { capacity: 64, ageing_secs: 300, seed: 1 };
-        let shared = Arc::new(Shared {
-            macs: MacTable::new(&table, ports.len()),
-            flows: [Flows::new(ports.len())].into(),
-            ports,
-            mailboxes: [Arc::new(Mailbox::new().unwrap())].into(),
-            counters: [WorkerCounters::default()].into(),
-            stop: AtomicBool::new(false),
-            gate: Gate::default(),
-            captures: parking_lot::Mutex::default(),
-        });
-        let endpoints = shared.ports.iter().zip(&settings.ports).map(|(port, wanted)| {
-            let events = PortEvents::new(shared.clone(), placement.clone(), port.clone());
+        let macs = MacTable::new(&table, guests.len());
+        let shared = Arc::new(Shared::new(Ports::new(ports), macs, 1).unwrap());
+        let ports = shared.ports.now();
+        let endpoints = ports.iter().zip(&settings.ports).map(|(port, wanted)| {
+            let events = PortEvents::new(shared.clone(), port.clone());
             let (Kind::Vhost(vhost), PortKind::VhostUser(socket)) = (&port.kind, &wanted.kind)
             else {
                 unreachable!("they are guests' ports")
@@ -66,7 +56,7 @@ impl Bed {
             Guest::builder(socket).features(*features).attach().unwrap()
         });
         let guests = guests.collect();
-        let worker = Worker::new(shared, &placement, 0, PollMode::Poll);
+        let worker = Worker::new(shared, 0, PollMode::Poll);
         let mut bed = Self { worker, guests, _endpoints: endpoints, _directory: directory };
         bed.introduce();
         bed
@@ -112,7 +102,7 @@ impl Bed {
     }
 
     fn counter(&self, port: usize, name: &str) -> u64 {
-        let totals = self.worker.pipeline.shared().ports[port].totals();
+        let totals = self.worker.pipeline.ports().get(PortId(port as u16)).unwrap().totals();
         let drops = totals.drops().map(|(reason, count)| (reason.name(), count));
         totals.named().chain(drops).find(|(is, _)| *is == name).unwrap().1
     }

@@ -7,6 +7,7 @@
 
 mod api;
 mod capture;
+mod changes;
 mod cli;
 mod cloud_hypervisor;
 mod dirty_log;

@@ -21,9 +21,11 @@ use pcap_file::pcapng::{PcapNgWriteError, PcapNgWriter};
 use pcap_file::{DataLink, Endianness};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::frame::PortId;
+use crate::port::Port;
 use crate::sys::clock;
 use crate::wire::filter::Filter;
-use crate::worker::{Buffer, Capture, Fate, Record, Shared};
+use crate::worker::{Buffer, Capture, Fate, Ports, Record, Shared};
 
 /// How often the workers' buffers are taken.
 const TICK: Duration = Duration::from_millis(10);
@@ -39,17 +41,17 @@ pub struct CaptureBody {
     capture: Arc<Capture>,
     spares: Vec<Buffer>,
     writer: PcapNgWriter<Vec<u8>>,
-    /// By port: its interface in the file, if it is captured.
-    interfaces: Vec<Option<u32>>,
+    /// The ports; each one's place is its interface in the file.
+    ports: Vec<Arc<Port>>,
     interval: Interval,
     ticks: u32,
 }
 
 impl CaptureBody {
-    /// Begins to capture the ports of these indices. None if there are too many captures.
+    /// Begins to capture these ports. None if there are too many captures.
     pub fn begin(
         shared: &Arc<Shared>,
-        ports: &[usize],
+        ports: Vec<Arc<Port>>,
         filter: Filter,
         snaplen: u32,
     ) -> Result<Option<Self>, PcapNgWriteError> {
@@ -58,14 +60,11 @@ impl CaptureBody {
         let program = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
         section.options.push(SectionHeaderOption::UserApplication(program.into()));
         let mut writer = PcapNgWriter::with_section_header(Vec::new(), section)?;
-        let mut interfaces = vec![None; shared.ports.len()];
-        let mut wanted: Box<[bool]> = vec![false; shared.ports.len()].into();
-        let chosen = ports.iter().zip(0..);
-        for (port, number) in chosen {
-            let Some(slot) = interfaces.get_mut(*port) else { continue };
-            *slot = Some(number);
-            wanted.iter_mut().skip(*port).take(1).for_each(|wanted| *wanted = true);
-            let name = shared.ports.get(*port).map_or("", |port| &port.name);
+        let places = ports.iter().map(|port| port.id.index() + 1).max().unwrap_or_default();
+        let mut wanted: Box<[bool]> = vec![false; places].into();
+        for port in &ports {
+            wanted.iter_mut().skip(port.id.index()).take(1).for_each(|wanted| *wanted = true);
+            let name = port.name.as_str();
             let mut block = InterfaceDescriptionBlock::new(DataLink::ETHERNET, snaplen);
             block.options = vec![
                 InterfaceDescriptionOption::IfName(name.into()),
@@ -81,17 +80,22 @@ impl CaptureBody {
         let mut interval = interval(TICK);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let shared = Arc::clone(shared);
-        Ok(Some(Self { shared, capture, spares, writer, interfaces, interval, ticks: 0 }))
+        Ok(Some(Self { shared, capture, spares, writer, ports, interval, ticks: 0 }))
     }
 
     /// Writes what came since the last time.
     fn write(&mut self) -> Result<(), PcapNgWriteError> {
-        let Self { capture, spares, writer, interfaces, shared, .. } = self;
+        let Self { capture, spares, writer, ports, shared, .. } = self;
+        let now = shared.ports.now();
         for record in capture.take(spares) {
-            let interface = interfaces.get(usize::from(record.port)).copied().flatten();
-            let Some(interface_id) = interface else { continue };
+            // A port that was taken out has left its number to another one.
+            let is_it = |port: &Port| {
+                port.id.0 == record.port && now.get(port.id).is_some_and(|is| is.name == port.name)
+            };
+            let interface = ports.iter().zip(0..).find(|(port, _)| is_it(port));
+            let Some((_, interface_id)) = interface else { continue };
             let flags = if record.inbound { INBOUND } else { OUTBOUND };
-            let comment = comment(shared, &record);
+            let comment = comment(&now, &record);
             writer.write_pcapng_block(EnhancedPacketBlock {
                 interface_id,
                 timestamp: Duration::from_nanos(record.ns),
@@ -105,9 +109,9 @@ impl CaptureBody {
         }
         if self.ticks.is_multiple_of(STATISTICS) {
             let missed = self.capture.missed();
-            for interface_id in self.interfaces.iter().flatten() {
+            for (_, interface_id) in self.ports.iter().zip(0..) {
                 self.writer.write_pcapng_block(InterfaceStatisticsBlock {
-                    interface_id: *interface_id,
+                    interface_id,
                     timestamp: Duration::from_nanos(clock::unix_ns()),
                     options: vec![InterfaceStatisticsOption::IsbOsDrop(missed)],
                 })?;
@@ -118,8 +122,8 @@ impl CaptureBody {
 }
 
 /// What became of a frame, in words.
-fn comment(shared: &Shared, record: &Record<'_>) -> String {
-    let name = |port: u16| shared.ports.get(usize::from(port)).map_or("?", |port| &port.name);
+fn comment(ports: &Ports, record: &Record<'_>) -> String {
+    let name = |port: u16| ports.get(PortId(port)).map_or("?", |port| &port.name);
     match (record.fate, record.inbound) {
         (Fate::Passed { peer }, true) => format!("to {}", name(peer)),
         (Fate::Passed { peer }, false) => format!("from {}", name(peer)),

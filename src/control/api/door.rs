@@ -17,6 +17,8 @@ use crate::sys::socket::{Listener, SocketError};
 pub enum Door {
     /// The API's UNIX socket.
     Api(PathBuf),
+    /// The UNIX socket of those who look only.
+    ReadOnly(PathBuf),
     /// Metrics only, over TCP.
     Metrics(SocketAddr),
 }
@@ -25,7 +27,8 @@ impl Door {
     /// The doors that these settings want.
     pub fn wanted(settings: &Settings) -> Vec<Self> {
         let api = settings.api.clone().map(Self::Api);
-        api.into_iter().chain(settings.metrics.map(Self::Metrics)).collect()
+        let read_only = settings.read_only.clone().map(Self::ReadOnly);
+        api.into_iter().chain(read_only).chain(settings.metrics.map(Self::Metrics)).collect()
     }
 }
 
@@ -60,9 +63,12 @@ impl OpenDoor {
     /// Opens `door`, or goes on with the socket of the process before.
     pub fn open(door: Door, inherited: Option<OwnedFd>) -> Result<Self, DoorError> {
         let socket = match (&door, inherited) {
-            (Door::Api(path), Some(socket)) => DoorSocket::Unix(Listener::inherit(socket, path)),
-            (Door::Api(path), None) => {
-                let listener = Listener::bind(path, None, Some(0o600));
+            (Door::Api(path) | Door::ReadOnly(path), Some(socket)) => {
+                DoorSocket::Unix(Listener::inherit(socket, path))
+            }
+            (Door::Api(path) | Door::ReadOnly(path), None) => {
+                let mode = if matches!(door, Door::Api(_)) { 0o600 } else { 0o666 };
+                let listener = Listener::bind(path, None, Some(mode));
                 DoorSocket::Unix(listener.map_err(DoorError::Api)?)
             }
             (Door::Metrics(_), Some(socket)) => DoorSocket::Tcp(socket.into()),

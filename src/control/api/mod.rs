@@ -1,10 +1,11 @@
-//! The API: HTTP over a UNIX socket, for those who want to see what the switch does; and metrics over
-//! TCP.
+//! The API: HTTP over a UNIX socket, for those who want to see what the switch does or to change it;
+//! and metrics over TCP.
 //!
 //! One thread serves all clients, and looks at what workers write without asking them. A client that
 //! stalls is left after a while, and there are only so many at a time: the others wait at the door.
 
 mod capture;
+mod change;
 mod door;
 mod metrics;
 mod view;
@@ -39,6 +40,7 @@ use crate::wire::filter::Filter;
 use crate::worker::MAX_CAPTURES;
 
 use capture::CaptureBody;
+use change::Caller;
 pub use door::{Door, DoorError};
 use door::{DoorSocket, OpenDoor};
 pub use view::View;
@@ -59,7 +61,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[openapi(
     info(
         title = "ringswitch",
-        description = "What a running switch says of itself.",
+        description = "What a running switch says of itself, and how it is changed.",
         version = "1"
     ),
     paths(process, ports, port, workers, macs, flows, capture, prometheus)
@@ -72,7 +74,10 @@ struct Specification;
 ///
 /// None in practice: it is made of constants.
 pub fn openapi() -> io::Result<String> {
-    Specification::openapi().to_yaml().map_err(io::Error::other)
+    Specification::openapi()
+        .merge_from(change::Changes::openapi())
+        .to_yaml()
+        .map_err(io::Error::other)
 }
 
 /// Those who answer, and where clients come in.
@@ -142,7 +147,9 @@ impl ApiServer {
             match open.socket {
                 DoorSocket::Unix(_) => {
                     let listener = UnixListener::from_std(socket.into())?;
-                    doors.spawn(admit(listener, router(Arc::clone(&view))));
+                    let looks_only = matches!(open.door, Door::ReadOnly(_));
+                    let entrance = Visitors { listener, looks_only, user: view.user() };
+                    doors.spawn(admit(entrance, router(Arc::clone(&view))));
                 }
                 DoorSocket::Tcp(_) => {
                     let listener = TcpListener::from_std(socket.into())?;
@@ -164,22 +171,37 @@ impl ApiServer {
 trait Entrance: Send + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Caller)>> + Send;
 }
 
-impl Entrance for UnixListener {
+/// A UNIX socket, and whether those who come by it may look only.
+struct Visitors {
+    listener: UnixListener,
+    looks_only: bool,
+    /// Whom the switch runs as.
+    user: u32,
+}
+
+impl Entrance for Visitors {
     type Stream = UnixStream;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    /// Whoever opened the socket's permissions to others didn't make them masters of the switch.
+    async fn next(&self) -> io::Result<(UnixStream, Caller)> {
+        let (stream, _) = self.listener.accept().await?;
+        let peer = stream.peer_cred()?;
+        let process = peer.pid().map_or(String::new(), |pid| format!(", process {pid}"));
+        let may = peer.uid() == 0 || peer.uid() == self.user;
+        let name = format!("user {}{process}", peer.uid());
+        Ok((stream, Caller { name, looks_only: self.looks_only || !may }))
     }
 }
 
 impl Entrance for TcpListener {
     type Stream = TcpStream;
 
-    async fn next(&self) -> io::Result<TcpStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(TcpStream, Caller)> {
+        let (stream, address) = self.accept().await?;
+        Ok((stream, Caller { name: address.to_string(), looks_only: true }))
     }
 }
 
@@ -190,8 +212,8 @@ async fn admit(entrance: impl Entrance + Sync, router: Router) {
         // Never closed.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
         match entrance.next().await {
-            Ok(stream) => {
-                let router = router.clone();
+            Ok((stream, caller)) => {
+                let router = router.clone().layer(Extension(caller));
                 tokio::spawn(async move {
                     converse(stream, router).await;
                     drop(place);
@@ -230,13 +252,12 @@ struct Patience(Arc<AtomicBool>);
 
 /// All that there is.
 fn router(view: Arc<View>) -> Router {
-    Router::new()
+    change::for_admins(Router::new().route("/v1/capture", get(capture)))
         .route("/v1/process", get(process))
         .route("/v1/ports", get(ports))
         .route("/v1/ports/{name}", get(port))
         .route("/v1/workers", get(workers))
         .route("/v1/macs", get(macs))
-        .route("/v1/capture", get(capture))
         .route("/v1/flows", get(flows))
         .route("/v1/openapi.yaml", get(specification))
         .route("/metrics", get(prometheus))
@@ -244,7 +265,10 @@ fn router(view: Arc<View>) -> Router {
             problem(StatusCode::NOT_FOUND, "there is no such path; see /v1/openapi.yaml")
         })
         .method_not_allowed_fallback(|| async {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "this path can only be read: use GET")
+            problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path has no such method; see /v1/openapi.yaml",
+            )
         })
         .with_state(view)
 }
@@ -339,13 +363,15 @@ async fn capture(
     };
     let mut chosen = Vec::new();
     for name in ports.split(',') {
-        match view.find(name) {
-            Some(index) if !chosen.contains(&index) => chosen.push(index),
+        match view.shared().ports.now().find(name) {
+            Some(port) if !chosen.iter().any(|other| Arc::ptr_eq(other, port)) => {
+                chosen.push(Arc::clone(port));
+            }
             Some(_) => {}
             None => return no_port(&view, name),
         }
     }
-    match CaptureBody::begin(view.shared(), &chosen, filter, snaplen.unwrap_or(MAX_FRAME)) {
+    match CaptureBody::begin(view.shared(), chosen, filter, snaplen.unwrap_or(MAX_FRAME)) {
         Ok(Some(body)) => {
             patience.0.store(true, Ordering::Relaxed);
             ([("content-type", PCAPNG)], Body::new(body)).into_response()
@@ -366,7 +392,7 @@ fn no_port(view: &View, name: &str) -> Response {
     problem(StatusCode::NOT_FOUND, &error)
 }
 
-/// What went from port to port: all pairs that had frames, in the order of the configuration.
+/// What went from port to port: all pairs that had frames.
 #[utoipa::path(get, path = "/v1/flows", responses((status = 200, body = Vec<Flow>)))]
 async fn flows(State(view): State<Arc<View>>) -> Json<Vec<Flow>> {
     Json(view.flows())

@@ -6,18 +6,24 @@ use std::time::{Duration, Instant};
 
 use crate::api::{Flow, Mac, Port, PortKind, Process, Worker};
 use crate::config::{self, PortSettings, Settings};
-use crate::frame::DropReason;
+use crate::frame::{DropReason, PortId};
 use crate::port;
 use crate::sys::clock;
+use crate::sys::privilege::user_id;
 use crate::wire::ethernet::MacAddr;
 use crate::worker::{self, Flows, Shared};
 
+use super::super::desk::Desk;
+use super::super::switch::Desired;
 use super::super::{Statistics, Switch};
 
 /// A look at a running switch: it waits for nobody, and nobody waits for it.
 pub struct View {
     shared: Arc<Shared>,
-    ports: Vec<PortSettings>,
+    settings: Arc<Desired>,
+    desk: Arc<Desk>,
+    /// Whom it runs as.
+    user: u32,
     since: Instant,
     /// Seconds since 1970.
     began_at: f64,
@@ -31,12 +37,14 @@ pub struct View {
 const CALIBRATION: Duration = Duration::from_secs(1);
 
 impl View {
-    /// A look at `switch`, which was built from `settings`.
+    /// A look at `switch`.
     #[must_use]
-    pub fn new(switch: &Switch, settings: &Settings) -> Self {
+    pub(in super::super) fn new(switch: &Switch, desk: &Arc<Desk>) -> Self {
         Self {
             shared: Arc::clone(&switch.shared),
-            ports: settings.ports.clone(),
+            settings: Arc::clone(&switch.settings),
+            desk: Arc::clone(desk),
+            user: user_id(),
             since: Instant::now(),
             began_at: Duration::from_nanos(clock::unix_ns()).as_secs_f64(),
             tsc: clock::tsc(),
@@ -56,19 +64,29 @@ impl View {
         }
     }
 
+    /// Whom it runs as.
+    pub(super) fn user(&self) -> u32 {
+        self.user
+    }
+
+    /// Where to ask for changes.
+    pub(super) fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    /// The settings now.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.settings.now()
+    }
+
     /// What the workers share.
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// The index of the port of this name.
-    pub(super) fn find(&self, name: &str) -> Option<usize> {
-        self.shared.ports.iter().position(|port| port.name == name)
-    }
-
     /// The names of all ports.
-    pub(super) fn names(&self) -> Vec<&str> {
-        self.shared.ports.iter().map(|port| port.name.as_str()).collect()
+    pub(super) fn names(&self) -> Vec<String> {
+        self.shared.ports.now().iter().map(|port| port.name.clone()).collect()
     }
 
     /// When it became the switch, seconds since 1970.
@@ -87,7 +105,7 @@ impl View {
             let totals = port.totals();
             totals.drops().map(|(reason, count)| (port.name.clone(), reason, count)).collect()
         };
-        self.shared.ports.iter().flat_map(|port| -> Vec<_> { of(port) }).collect()
+        self.shared.ports.now().iter().flat_map(|port| -> Vec<_> { of(port) }).collect()
     }
 
     pub(super) fn process(&self) -> Process {
@@ -100,8 +118,9 @@ impl View {
     }
 
     pub(super) fn ports(&self) -> Vec<Port> {
-        let ports = self.shared.ports.iter().zip(&self.ports);
-        ports.map(|(port, settings)| self.port(port, settings)).collect()
+        let (settings, ports) = (self.settings.now(), self.shared.ports.now());
+        let port = |wanted: &PortSettings| Some(self.port(ports.find(&wanted.name)?, wanted));
+        settings.ports.iter().filter_map(port).collect()
     }
 
     fn port(&self, port: &port::Port, settings: &PortSettings) -> Port {
@@ -148,9 +167,11 @@ impl View {
 
     /// What went from port to port: all pairs that had frames.
     pub(super) fn flows(&self) -> Vec<Flow> {
-        let name = |index: usize| self.shared.ports.get(index).map(|port| port.name.clone());
-        let sums = Flows::sums(&self.shared.flows).into_iter();
-        let flow = |(from, to, flow): (usize, usize, worker::Flow)| {
+        let ports = self.shared.ports.now();
+        let ids: Vec<_> = ports.iter().map(|port| port.id).collect();
+        let name = |id| ports.get(id).map(|port| port.name.clone());
+        let sums = Flows::sums(&self.shared.flows, &ids).into_iter();
+        let flow = |(from, to, flow): (PortId, PortId, worker::Flow)| {
             let worker::Flow { frames, bytes, dropped } = flow;
             Some(Flow { from: name(from)?, to: name(to)?, frames, bytes, dropped })
         };
@@ -158,9 +179,9 @@ impl View {
     }
 
     pub(super) fn macs(&self) -> Vec<Mac> {
-        let mut macs = Vec::new();
+        let (mut macs, ports) = (Vec::new(), self.shared.ports.now());
         self.shared.macs.for_each(clock::coarse_seconds(), |mac, port, age_seconds| {
-            let Some(port) = self.shared.ports.get(usize::from(port)) else { return };
+            let Some(port) = ports.get(PortId(port)) else { return };
             let address = MacAddr::from_u64(mac).to_string();
             macs.push(Mac { address, port: port.name.clone(), age_seconds });
         });

@@ -19,6 +19,7 @@ use crate::vhost_user::{Endpoint, Estate, Handover};
 
 use super::super::Switch;
 use super::super::api::{ApiServer, Door};
+use super::super::switch::Members;
 use super::{
     FromNew, FromOld, PATIENCE, PortIdentity, STANDSTILL, VERSION, program, receive, send,
 };
@@ -115,7 +116,9 @@ impl UpgradeServer {
             anyhow::bail!("{who} speaks version {version} of upgrades, not {VERSION}");
         }
         log::info!("{who}, process {pid}, wants to take over");
-        let mut leaving = Leaving { switch, channel, ports, handovers: Vec::new(), paused: false };
+        let members = switch.members();
+        let mut leaving =
+            Leaving { switch, members, channel, ports, handovers: Vec::new(), paused: false };
         leaving.introduce(&self.listener.lock(), api, &doors)?;
         leaving.pass_on()?;
         self.listener.lock().disown();
@@ -129,6 +132,7 @@ impl UpgradeServer {
 /// A switch that is being handed over. Unless it was, all goes on when this is dropped.
 struct Leaving<'a> {
     switch: &'a Switch,
+    members: Members<'a>,
     channel: Channel,
     /// The ports of the other process.
     ports: Vec<PortIdentity>,
@@ -155,7 +159,7 @@ impl Leaving<'_> {
             })?;
         }
         let mut leaving = Vec::new();
-        for (identity, port, endpoint) in self.switch.ports() {
+        for (identity, port, endpoint) in self.members.iter() {
             if !self.ports.contains(identity) {
                 continue;
             }
@@ -200,9 +204,10 @@ impl Leaving<'_> {
         let macs = &self.switch.shared.macs;
         let mut by_port: BTreeMap<u16, Vec<(u64, u32)>> = BTreeMap::new();
         macs.for_each(clock::coarse_seconds(), |mac, port, age| {
-            by_port.entry(port).or_default().push((mac, age));
+            // The other process has those that were given out of its own configuration.
+            by_port.entry(port).or_default().extend(age.map(|age| (mac, age)));
         });
-        for (identity, Port { id, kind, .. }, _) in self.switch.ports() {
+        for (identity, Port { id, kind, .. }, _) in self.members.iter() {
             for chunk in by_port.remove(&id.0).unwrap_or_default().chunks(CHUNK) {
                 let (name, addresses) = (identity.name.clone(), chunk.to_vec());
                 send(&self.channel, &FromOld::Addresses { name, addresses }, &[])?;

@@ -11,7 +11,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-use super::Thread;
+use super::{Plan, Thread};
 use crate::sys::{netdev, tap};
 
 /// What `pthread_create` passes to clone(2): all is shared with the creator, and nothing but a
@@ -27,6 +27,9 @@ const THREAD: libc::c_int = libc::CLONE_VM
     | libc::CLONE_CHILD_CLEARTID;
 /// Bits of a protection that are neither reading nor writing: above all, execution.
 const NOT_READ_WRITE: u64 = !((libc::PROT_READ | libc::PROT_WRITE) as u64);
+
+/// Flags of open(2) for more than reading what is there.
+const WRITING: u64 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC) as u64;
 
 /// What every thread does: memory, locks, time, log lines, its end. SIGBUS is handled in any
 /// thread, see [`super::super::fault`].
@@ -144,6 +147,10 @@ const MAIN: &[libc::c_long] = &[
     libc::SYS_chmod,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lchown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(not(target_arch = "x86_64"))]
+    libc::SYS_renameat,
 ];
 
 /// A filter's program, as the kernel takes it.
@@ -152,15 +159,11 @@ pub(super) struct Program(Vec<libc::sock_filter>);
 
 impl Program {
     /// The filter of a `kind` of thread. What isn't allowed is refused by a SIGSYS, or passes and is
-    /// logged by the kernel if `log_only`. `taps`: the main thread may open TAP devices.
-    pub fn new(
-        kind: Thread,
-        log_only: bool,
-        taps: bool,
-    ) -> Result<Self, seccompiler::BackendError> {
-        let refuse = if log_only { SeccompAction::Log } else { SeccompAction::Trap };
+    /// logged by the kernel if the plan says so.
+    pub fn new(kind: Thread, plan: &Plan<'_>) -> Result<Self, seccompiler::BackendError> {
+        let refuse = if plan.log_only { SeccompAction::Log } else { SeccompAction::Trap };
         let arch = std::env::consts::ARCH.try_into()?;
-        let rules = allowed(kind, taps)?.rules;
+        let rules = allowed(kind, plan)?.rules;
         let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)?;
         let program = BpfProgram::try_from(filter)?;
         Ok(Self(without_clone3().into_iter().chain(program.into_iter().map(raw)).collect()))
@@ -265,7 +268,7 @@ impl Allowed {
     }
 }
 
-fn allowed(kind: Thread, taps: bool) -> Result<Allowed, seccompiler::BackendError> {
+fn allowed(kind: Thread, plan: &Plan<'_>) -> Result<Allowed, seccompiler::BackendError> {
     let mut list = Allowed { rules: BTreeMap::new() };
     list.any(ANY);
     list.case(libc::SYS_mmap, 2, Is::Without(NOT_READ_WRITE))?;
@@ -301,7 +304,7 @@ fn allowed(kind: Thread, taps: bool) -> Result<Allowed, seccompiler::BackendErro
             list.any(API);
             descriptors(&mut list)?;
         }
-        Thread::Main => main(&mut list, taps)?,
+        Thread::Main => main(&mut list, plan)?,
     }
     Ok(list)
 }
@@ -323,7 +326,7 @@ fn port(list: &mut Allowed) -> Result<(), seccompiler::BackendError> {
 }
 
 /// All that the threads do which it starts, and more.
-fn main(list: &mut Allowed, taps: bool) -> Result<(), seccompiler::BackendError> {
+fn main(list: &mut Allowed, plan: &Plan<'_>) -> Result<(), seccompiler::BackendError> {
     port(list)?;
     list.any(SERVER);
     list.any(WORKER);
@@ -334,7 +337,10 @@ fn main(list: &mut Allowed, taps: bool) -> Result<(), seccompiler::BackendError>
     list.cases(libc::SYS_prctl, 0, &[libc::PR_SET_NAME])?;
     list.cases(libc::SYS_seccomp, 0, &[libc::SECCOMP_SET_MODE_FILTER as libc::c_int])?;
     list.cases(libc::SYS_socket, 0, &[libc::AF_UNIX])?;
-    if taps {
+    if plan.file.is_some() && !plan.taps {
+        list.case(libc::SYS_openat, 2, Is::Without(WRITING))?;
+    }
+    if plan.taps {
         list.any(&[libc::SYS_openat]);
         for request in tap::REQUESTS.iter().chain(&netdev::REQUESTS) {
             list.case(libc::SYS_ioctl, 1, Is::Request(*request))?;

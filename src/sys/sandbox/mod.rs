@@ -86,6 +86,8 @@ pub struct Plan<'a> {
     pub directories: Vec<&'a Path>,
     /// Whether there are TAP devices: the main thread may open more of them.
     pub taps: bool,
+    /// A file that the main thread reads again. It may be replaced, so its directory can be read.
+    pub file: Option<&'a Path>,
 }
 
 /// Why the sandbox can't be entered.
@@ -174,7 +176,7 @@ impl Filters {
             lacking(plan, "seccomp filters (CONFIG_SECCOMP_FILTER)")?;
             return Ok(Self { programs: None });
         }
-        let program = |kind| Ok((kind, Program::new(kind, plan.log_only, plan.taps)?));
+        let program = |kind| Ok((kind, Program::new(kind, plan)?));
         let programs: Result<_, SandboxError> = Thread::ALL.into_iter().map(program).collect();
         Ok(Self { programs: Some(programs?) })
     }
@@ -202,7 +204,7 @@ pub fn enter(plan: &Plan<'_>) -> Result<Sandbox, SandboxError> {
     fault::install();
     violation::install().map_err(system("handle SIGSYS"))?;
     one_heap();
-    let rules = paths::rules(plan.directories.iter().copied(), plan.taps)?;
+    let rules = paths::rules(plan)?;
     privilege::drop_root(account.as_ref(), plan.taps)
         .map_err(|error| SandboxError::Rights(error.into()))?;
     let enforced = if plan.log_only { None } else { Some(paths::enforce(rules)?) };

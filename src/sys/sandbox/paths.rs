@@ -7,6 +7,8 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
+use super::Plan;
+
 /// What is denied, unless a rule allows it: all that this version of Landlock knows (Linux 6.12).
 /// Kernels that know less deny less.
 const KNOWN: ABI = ABI::V6;
@@ -23,23 +25,24 @@ pub(super) enum Enforced {
 /// The rules, which [`enforce`] puts in force. Paths are opened here, with the rights that are
 /// there before root is dropped.
 ///
-/// Socket files may be made and removed in `directories`; `taps` allows to open TAP devices.
+/// Socket files may be made and removed in the plan's directories, files beside its file be read, and
+/// TAP devices be opened if it has some.
 /// Nothing else can be opened, made, changed or removed, no TCP port be bound or connected to, no
 /// abstract UNIX socket of another process be reached, and no other process be signalled.
-pub(super) fn rules<'a>(
-    directories: impl Iterator<Item = &'a Path>,
-    taps: bool,
-) -> Result<RulesetCreated, RulesetError> {
+pub(super) fn rules(plan: &Plan<'_>) -> Result<RulesetCreated, RulesetError> {
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(KNOWN))?
         .handle_access(AccessNet::from_all(KNOWN))?
         .scope(Scope::from_all(KNOWN))?
         .create()?;
     let sockets = AccessFs::MakeSock | AccessFs::RemoveFile;
-    for directory in directories {
+    for directory in &plan.directories {
         rules = allow(rules, directory, sockets)?;
     }
-    if taps {
+    if let Some(directory) = plan.file.and_then(Path::parent) {
+        rules = allow(rules, directory, AccessFs::ReadFile.into())?;
+    }
+    if plan.taps {
         let tun = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
         rules = allow(rules, Path::new(TUN_DEVICE), tun)?;
     }

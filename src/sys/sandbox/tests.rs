@@ -257,6 +257,7 @@ fn child() {
     check_files(&plan, &directory);
     check_needed(&plan, &directory);
     check_without_taps(&Plan { taps: false, ..plan.clone() });
+    check_reread(&Plan { taps: false, ..plan.clone() });
     check_log_only(&Plan { log_only: true, ..plan });
     std::fs::write(directory.join("checked"), "").unwrap();
 }
@@ -270,6 +271,25 @@ fn check_without_taps(plan: &Plan<'_>) {
         Ok(())
     });
     assert_eq!(outcome.status, 0, "{outcome:?}");
+}
+
+/// The configuration may be read again, also when another file took its place; no more than that.
+fn check_reread(plan: &Plan<'_>) {
+    let own = tempfile::tempdir().unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(own.path(), everybody).unwrap();
+    let file = own.path().join("config");
+    std::fs::write(&file, "text").unwrap();
+    let plan = Plan { file: Some(&file), ..plan.clone() };
+    let outcome = try_in(&plan, Thread::Main, || {
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "text");
+        assert!(File::open("/etc/passwd").is_err());
+        File::create(&file).map(drop)
+    });
+    assert_eq!(outcome.status, libc::EPERM, "{outcome:?}");
+    let outcome = try_in(&plan, Thread::Api, || File::open(&file).map(drop));
+    assert_eq!(outcome.status, libc::EPERM, "{outcome:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "text");
 }
 
 /// What would be refused passes, and root is gone all the same.
