@@ -16,7 +16,9 @@ mod way;
 
 use std::path::{self, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use log::Level;
 use ringswitch::config::{ConfigErrors, MAX_WORKERS, PollMode, SandboxMode, Settings};
 
 const EXAMPLES: &str = "\
@@ -136,9 +138,9 @@ pub struct RunArgs {
     /// strict, on, log or off, to look for a fault; goes before the file's [default: on]
     #[arg(long, value_name = "MODE", value_parser = sandbox_mode)]
     sandbox: Option<SandboxMode>,
-    /// What to log to standard error
-    #[arg(long, value_name = "LEVEL", env = "RINGSWITCH_LOG", default_value = "info")]
-    pub log_level: LogLevel,
+    /// What to log to standard error; goes before the file's [default: info]
+    #[arg(long, value_name = "LEVEL", env = "RINGSWITCH_LOG", value_parser = level())]
+    log_level: Option<Level>,
 }
 
 #[derive(Debug, Args)]
@@ -146,15 +148,6 @@ pub struct RunArgs {
 pub struct UpgradeArgs {
     #[command(flatten)]
     pub run: RunArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 #[derive(Debug, Args)]
@@ -215,6 +208,9 @@ impl RunArgs {
         if let Some(mode) = self.sandbox {
             settings.sandbox.mode = mode;
         }
+        if let Some(level) = self.log_level {
+            settings.log.level = level;
+        }
         Ok(settings)
     }
 }
@@ -257,16 +253,10 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
     path::absolute(text).map_err(|error| error.to_string())
 }
 
-impl From<LogLevel> for log::LevelFilter {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Error => Self::Error,
-            LogLevel::Warn => Self::Warn,
-            LogLevel::Info => Self::Info,
-            LogLevel::Debug => Self::Debug,
-            LogLevel::Trace => Self::Trace,
-        }
-    }
+/// One of the levels of the log.
+fn level() -> impl TypedValueParser<Value = Level> {
+    let words = ["error", "warn", "info", "debug", "trace"];
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<Level>())
 }
 
 #[cfg(test)]
@@ -380,14 +370,14 @@ mod tests {
     #[test]
     fn log_levels_are_those_of_the_log() {
         for (word, level) in [
-            ("error", log::LevelFilter::Error),
-            ("warn", log::LevelFilter::Warn),
-            ("info", log::LevelFilter::Info),
-            ("debug", log::LevelFilter::Debug),
-            ("trace", log::LevelFilter::Trace),
+            ("error", Level::Error),
+            ("warn", Level::Warn),
+            ("info", Level::Info),
+            ("debug", Level::Debug),
+            ("trace", Level::Trace),
         ] {
             let args = run(&format!("run --uplink t --log-level {word}"));
-            assert_eq!(log::LevelFilter::from(args.log_level), level);
+            assert_eq!(args.settings().expect("good settings").log.level, level);
         }
     }
 

@@ -11,6 +11,7 @@
 //! trusted; what well-formed values mean is checked to the end, so that an operator sees every
 //! mistake at once ([`ConfigErrors`]). Ports given on the command line take the same checks.
 
+mod logs;
 mod ports;
 mod problem;
 mod raw;
@@ -26,9 +27,10 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+pub use logs::{LogFormat, LogSettings};
 use problem::Source;
 pub use problem::{ConfigErrors, Position, Problem};
-use raw::{RawApi, RawMacTable, RawPort, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
+use raw::{RawApi, RawLog, RawMacTable, RawPort, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
 
 /// The largest configuration file, in bytes; [`MAX_PORTS`] ports need a quarter of it.
 const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -50,6 +52,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// What the process gives up once it has opened its ports.
     pub sandbox: SandboxSettings,
+    /// What is logged.
+    pub log: LogSettings,
     /// The ports in the order of the file: 1 to [`MAX_PORTS`], of which at most one is the uplink.
     pub ports: Vec<PortSettings>,
 }
@@ -133,6 +137,7 @@ impl Settings {
             upgrade: RawUpgrade::default(),
             api: RawApi::default(),
             sandbox: RawSandbox::default(),
+            log: RawLog::default(),
             port: raw.into_iter().map(unplaced).collect(),
         };
         validate::validate(&raw, source)

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::ports;
 use super::problem::{ConfigErrors, Problem, Source};
 use super::raw::{Integer, RawMacTable, RawSandbox, RawSettings, RawWorkers};
 use super::{
     MAX_WORKERS, MacTableSettings, PollMode, PortKind, PortSettings, SandboxMode, SandboxSettings,
     Settings, WorkerSettings,
 };
+use super::{logs, ports};
 
 /// The longest ageing time: the upper end of IEEE 802.1Q, table 8-6.
 const MAX_AGEING_SECONDS: u64 = 1_000_000;
@@ -32,6 +32,7 @@ pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings
     let workers = workers(&mut check, &raw.workers);
     let mac_table = mac_table(&mut check, &raw.mac_table);
     let sandbox = sandbox(&mut check, &raw.sandbox);
+    let log = logs::log(&mut check, &raw.log);
     let ports = ports::ports(&mut check, &raw.port, mac_table.capacity);
     let upgrade = own_socket(&mut check, "upgrade", raw.upgrade.socket.as_ref(), &ports);
     let api = own_socket(&mut check, "API", raw.api.socket.as_ref(), &ports);
@@ -40,7 +41,7 @@ pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings
     }
     let metrics = raw.api.metrics.as_ref().and_then(|at| loopback(&mut check, at));
     ConfigErrors::none_or(check.problems)?;
-    Ok(Settings { workers, mac_table, upgrade, api, metrics, sandbox, ports })
+    Ok(Settings { workers, mac_table, upgrade, api, metrics, sandbox, log, ports })
 }
 
 /// The address under `metrics`. Whoever reaches it may read: only this host may.
