@@ -96,6 +96,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => cli::generate::completions(args),
         Command::Man(args) => cli::generate::man(args),
         Command::Top(args) => cli::top::run(args),
+        Command::LogLevel(args) => cli::log_level::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

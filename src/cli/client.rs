@@ -4,11 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use ringswitch::api::Problem;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -62,11 +63,18 @@ impl Client {
 
     /// What is at `path`, below `/v1`.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let answer = async {
-            let asked = tokio::time::timeout(PATIENCE, self.ask(path));
-            asked.await.map_err(|_| ClientError::Silent)?
-        };
-        parse(&self.runtime.block_on(answer)?)
+        self.ask(Method::GET, path, Bytes::new())
+    }
+
+    /// What is answered to `body`, in JSON, at `path`, below `/v1`.
+    pub fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Setup(error.into()))?;
+        self.ask(method, path, body.into())
     }
 
     /// Hands what is at `path`, below `/v1`, to `f`, piece by piece, until `over`.
@@ -81,7 +89,7 @@ impl Client {
         mut f: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let pieces = async {
-            let mut body = self.request(path).await?.into_body();
+            let mut body = self.request(Method::GET, path, Bytes::new()).await?.into_body();
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|_| ClientError::Ended)?;
                 frame.data_ref().map_or(Ok(()), |bytes| f(bytes))?;
@@ -96,12 +104,25 @@ impl Client {
         })
     }
 
-    async fn ask(&self, path: &str) -> Result<Bytes, ClientError> {
-        whole(self.request(path).await?).await
+    fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let answer = async { whole(self.request(method, path, body).await?).await };
+        let answer = async { tokio::time::timeout(PATIENCE, answer).await };
+        let answer = self.runtime.block_on(answer).map_err(|_| ClientError::Silent)?;
+        parse(&answer?)
     }
 
     /// The beginning of an answer that isn't a refusal.
-    async fn request(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
             let socket = self.socket.clone();
             match error.kind() {
@@ -114,12 +135,15 @@ impl Client {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(io).await.map_err(failed)?;
         tokio::spawn(connection);
-        let request = Request::get(format!("/v1{path}"))
-            .header("host", "ringswitch")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| ClientError::Answer(error.into()))?;
+        let mut request = Request::builder().method(method).uri(format!("/v1{path}"));
+        request = request.header("host", "ringswitch");
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        let request =
+            request.body(Full::new(body)).map_err(|error| ClientError::Answer(error.into()))?;
         let answer = sender.send_request(request).await.map_err(failed)?;
-        if answer.status() == StatusCode::OK {
+        if answer.status().is_success() {
             return Ok(answer);
         }
         let problem: Problem = parse(&whole(answer).await?)?;

@@ -7,6 +7,7 @@ pub mod attach;
 pub mod capture;
 pub mod client;
 pub mod generate;
+pub mod log_level;
 mod numbers;
 pub mod show;
 mod tables;
@@ -102,6 +103,8 @@ pub enum Command {
     Man(generate::ManArgs),
     /// Watch the switch that runs, in a terminal
     Top(top::TopArgs),
+    /// Show how much the switch that runs logs, or change it
+    LogLevel(log_level::LogLevelArgs),
 }
 
 #[derive(Debug, Args)]

@@ -56,6 +56,21 @@ pub fn set_to_journal(journal: bool) {
     JOURNAL.store(journal, Ordering::Relaxed);
 }
 
+/// The least severe level that is logged now.
+#[must_use]
+pub fn level() -> Level {
+    log::max_level().to_level().unwrap_or(Level::Error)
+}
+
+/// Makes `new` the least severe level that is logged.
+pub fn set_level(new: Level) {
+    let old = level();
+    // Said if one of the two lets it through.
+    log::set_max_level(old.max(new).to_level_filter());
+    log::info!("the log level is {} now, and was {}", form::name(new), form::name(old));
+    log::set_max_level(new.to_level_filter());
+}
+
 /// Tells of lines that were left out and that no line of their kind followed. To be called now and
 /// then.
 pub fn sweep() {

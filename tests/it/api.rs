@@ -388,7 +388,7 @@ fn the_page_shows_what_is_printed() {
         }
         commands += 1;
     }
-    assert_eq!(commands, 7);
+    assert_eq!(commands, 9);
     bench.switch.stop();
 }
 

@@ -40,12 +40,39 @@ fn objects(log: &str) -> Vec<Value> {
     lines(log).map(object).collect()
 }
 
+/// What a command of this switch prints.
+fn says(switch: &Switch, arguments: &[&str]) -> String {
+    let output = switch.client(arguments).output().expect("run");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
 /// Makes the switch say, at the level debug, that a client of the API is none.
 fn speak_no_http(socket: &Path) {
     let mut stream = UnixStream::connect(socket).expect("an API");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
     stream.write_all(b"nonsense\r\n\r\n").expect("written");
-    stream.read_to_end(&mut Vec::new()).expect("an answer, and the end");
+    // An answer, and the end.
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+/// Sends a request with a body; returns the status and the body of the answer, if there is one.
+fn put(socket: &Path, kind: &str, body: &str) -> (u16, Value) {
+    let mut stream = UnixStream::connect(socket).expect("an API");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    let length = body.len();
+    let head = format!(
+        "PUT /v1/log-level HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {kind}\r\n\
+         content-length: {length}\r\n\r\n"
+    );
+    let mut answer = Vec::new();
+    // It may close before it has read all, which can take the answer away.
+    let _ = stream.write_all((head + body).as_bytes());
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).expect("text");
+    let status = answer.split(' ').nth(1).map_or(0, |status| status.parse().expect("a status"));
+    let body = answer.split_once("\r\n\r\n").map_or("null", |(_, body)| body);
+    (status, serde_json::from_str(body).unwrap_or_default())
 }
 
 #[test]
@@ -111,6 +138,49 @@ fn the_journal_gets_its_own_form_and_what_is_none_does_not() {
 }
 
 #[test]
+fn the_level_changes_while_it_runs() {
+    const DEBUG: &str = "DEBUG control: a client of the API: ";
+    let mut switch = switch("[log]\nlevel = \"info\"\n");
+    let socket = switch.api_socket();
+    assert_eq!(says(&switch, &["log-level"]), "info\n");
+    speak_no_http(&socket);
+    assert_eq!(says(&switch, &["log-level", "debug"]), "debug\n");
+    let changed = "INFO  logs: the log level is debug now, and was info\n";
+    let log = switch.process().output_with(changed, 0, PATIENCE);
+    assert!(!log.contains(DEBUG), "{log}");
+    let from = switch.process().written();
+    speak_no_http(&socket);
+    switch.process().output_with(DEBUG, from, PATIENCE);
+    assert_eq!(says(&switch, &["log-level"]), "debug\n");
+
+    for (kind, body, status) in [
+        ("application/json", "{\"level\":\"loud\"}", 422),
+        ("application/json", "{\"level\":\"info\",\"for\":\"me\"}", 422),
+        ("application/json", "{\"level\":", 400),
+        ("text/plain", "{\"level\":\"info\"}", 415),
+    ] {
+        let (got, problem) = put(&socket, kind, body);
+        assert!(got == status && problem["error"].is_string(), "{body:.40}: {got} {problem}");
+    }
+    let (long, _) =
+        put(&socket, "application/json", &(" ".repeat(100_000) + "{\"level\":\"warn\"}"));
+    assert!([0, 413].contains(&long), "{long}");
+    assert_eq!(says(&switch, &["log-level"]), "debug\n", "that changed nothing");
+    let (status, level) = put(&socket, "application/json", "{\"level\":\"error\"}");
+    assert_eq!((status, &level["level"]), (200, &"error".into()));
+    let refused = switch.client(&["log-level", "loud"]).output().expect("run");
+    assert_eq!(refused.status.code(), Some(2));
+
+    // It was this process's.
+    let from = switch.process().written();
+    let said = switch.upgrade();
+    assert!(!said.contains("handed over"), "the old one logs errors only: {said}");
+    assert_eq!(says(&switch, &["log-level"]), "info\n");
+    switch.process().output_with("ready: ", from, PATIENCE);
+    switch.stop();
+}
+
+#[test]
 fn what_others_say_stays_one_harmless_line() {
     const EVIL: &str = "evil\x1b[2J\n2026-01-31T12:00:00.000Z ERROR control: \u{202e}\u{9b}1m";
     let mut switch = Switch::builder().port("a").upgradable().start();
@@ -137,9 +207,9 @@ fn what_others_say_stays_one_harmless_line() {
 const LINES: usize = 200;
 
 /// Floods the log with [`LINES`] lines that have `part`: each is there or counted, and few are there.
-fn flood(switch: &mut Switch, part: &str, mut cause: impl FnMut()) {
+fn flood(switch: &mut Switch, part: &str, mut cause: impl FnMut(usize)) {
     let start = Instant::now();
-    (0..LINES).for_each(|_| cause());
+    (0..LINES).for_each(&mut cause);
     let (written, left_out) = wait_for("account of all lines", PATIENCE, || {
         let log = switch.process().output();
         let left_out = log.lines().filter_map(|line| line.strip_suffix(LEFT_OUT));
@@ -157,7 +227,7 @@ fn flood(switch: &mut Switch, part: &str, mut cause: impl FnMut()) {
 fn a_client_that_floods_the_log_is_counted_instead() {
     let mut switch = switch("[log]\nlevel = \"debug\"\n");
     let socket = switch.api_socket();
-    flood(&mut switch, "DEBUG control: a client of the API: ", || speak_no_http(&socket));
+    flood(&mut switch, "DEBUG control: a client of the API: ", |_| speak_no_http(&socket));
     // An operator asks for statistics as often as he likes.
     for _ in 0..2 * BURST {
         switch.statistics();
@@ -176,8 +246,12 @@ fn a_frontend_that_floods_the_log_takes_no_line_from_others() {
         // It may end with bytes unread.
         let _ = stream.read_to_end(&mut Vec::new());
     };
-    flood(&mut switch, "WARN  vhost_user: port a: disconnected: ", || speak_no_protocol(&socket));
-    speak_no_protocol(&other);
+    flood(&mut switch, "WARN  vhost_user: port a: disconnected: ", |count| {
+        speak_no_protocol(&socket);
+        if count == 2 * BURST {
+            speak_no_protocol(&other);
+        }
+    });
     switch.process().output_with("WARN  vhost_user: port b: disconnected: ", 0, PATIENCE);
     switch.stop();
 }

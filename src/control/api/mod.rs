@@ -6,6 +6,7 @@
 
 mod capture;
 mod door;
+mod log_level;
 mod metrics;
 mod view;
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -62,7 +63,18 @@ const PAUSE: Duration = Duration::from_secs(1);
         description = "What a running switch says of itself.",
         version = "1"
     ),
-    paths(process, ports, port, workers, macs, flows, capture, prometheus)
+    paths(
+        process,
+        ports,
+        port,
+        workers,
+        macs,
+        flows,
+        capture,
+        prometheus,
+        log_level::show,
+        log_level::change
+    )
 )]
 struct Specification;
 
@@ -230,6 +242,8 @@ struct Patience(Arc<AtomicBool>);
 
 /// All that there is.
 fn router(view: Arc<View>) -> Router {
+    let log_level = get(log_level::show).put(log_level::change);
+    let log_level = log_level.layer(DefaultBodyLimit::max(BUFFER));
     Router::new()
         .route("/v1/process", get(process))
         .route("/v1/ports", get(ports))
@@ -238,13 +252,17 @@ fn router(view: Arc<View>) -> Router {
         .route("/v1/macs", get(macs))
         .route("/v1/capture", get(capture))
         .route("/v1/flows", get(flows))
+        .route("/v1/log-level", log_level)
         .route("/v1/openapi.yaml", get(specification))
         .route("/metrics", get(prometheus))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "there is no such path; see /v1/openapi.yaml")
         })
         .method_not_allowed_fallback(|| async {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "this path can only be read: use GET")
+            problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path has no such method; see /v1/openapi.yaml",
+            )
         })
         .with_state(view)
 }
