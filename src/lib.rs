@@ -7,7 +7,7 @@
 //!
 //! Imports go only towards the left; modules of one group never import each other:
 //!
-//! `sys wire config api | mem table | frame | ring | stage port vhost_user | worker | control | main`
+//! `sys wire config api | mem table logs | frame | ring | stage port vhost_user | worker | control | main`
 //!
 //! | module | job |
 //! |---|---|
@@ -17,6 +17,7 @@
 //! | [`api`] | what the API says: types |
 //! | [`mem`] | guest memory: regions, translation, segments, the copy, the dirty log |
 //! | [`table`] | the MAC table |
+//! | [`logs`] | the log: forms, limits |
 //! | [`frame`] | `Frame`, `Burst`, `Verdict`, `DropReason`, `PortId` |
 //! | [`ring`] | virtqueues, device side |
 //! | [`vhost_user`] | the protocol: messages to ring and memory changes |
@@ -32,6 +33,7 @@ pub mod api;
 pub mod config;
 pub mod control;
 pub mod frame;
+pub mod logs;
 #[allow(unsafe_code)]
 pub mod mem;
 pub mod port;

@@ -1,6 +1,6 @@
 //! The one binary: the daemon and the commands beside it.
 //!
-//! Owns what an operator meets: the command line, the text of errors, the log's form, exit codes.
+//! Owns what an operator meets: the command line, the text of errors, exit codes.
 //! Everything else is the library's.
 //!
 //! Exit codes: 0 success; 1 failure at run time; 2 wrong usage or configuration. `cli` explains
@@ -17,10 +17,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use ringswitch::config::{ConfigErrors, Settings};
 use ringswitch::control::{self, Start};
+use ringswitch::logs;
 
 use cli::attach::{AttachError, Attachment};
 use cli::client::ClientError;
-use cli::{ArgsArgs, Cli, Command, LogLevel, RunArgs};
+use cli::{ArgsArgs, Cli, Command, RunArgs};
 
 /// Why a command failed, sorted by what the operator has to look at.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +107,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => cli::generate::completions(args),
         Command::Man(args) => cli::generate::man(args),
         Command::Top(args) => cli::top::run(args),
+        Command::LogLevel(args) => cli::log_level::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,9 +119,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &RunArgs) -> Result<(), Failure> {
-    start_log(args.log_level);
+    let settings = args.settings()?;
+    logs::start(&settings.log);
     let start = if args.take_over { Start::TakeOver } else { Start::Fresh };
-    Ok(control::run(args.settings()?, args.reread()?, start)?)
+    Ok(control::run(settings, args.reread()?, start)?)
 }
 
 fn check(file: &std::path::Path) -> Result<(), Failure> {
@@ -132,23 +135,6 @@ fn attach(args: &ArgsArgs) -> Result<(), Failure> {
     let settings = args.settings()?;
     let text = Attachment::new(&settings, args)?.text(args.vmm)?;
     Ok(io::stdout().write_all(text.as_bytes())?)
-}
-
-/// The log goes to standard error, in colour on a terminal:
-/// `2026-01-31T12:00:00.000Z INFO  vhost_user: port vm1: ...`.
-fn start_log(level: LogLevel) {
-    env_logger::Builder::new()
-        .filter_level(level.into())
-        .format(|out, record| {
-            let target = record.target();
-            let module = target.strip_prefix("ringswitch::").unwrap_or(target);
-            let module = module.split("::").next().unwrap_or(module);
-            let level = record.level();
-            let style = out.default_level_style(level);
-            let time = out.timestamp_millis();
-            writeln!(out, "{time} {style}{level:<5}{style:#} {module}: {}", record.args())
-        })
-        .init();
 }
 
 /// `failure` and what caused it, a line each.

@@ -23,6 +23,9 @@ pub struct Config {
     /// What the process gives up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SandboxConfig>,
+    /// The log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogConfig>,
     /// The ports.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port: Vec<PortConfig>,
@@ -95,6 +98,18 @@ pub struct SandboxConfig {
     /// Whom to run as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct LogConfig {
+    /// The least severe level that is logged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    /// `human`, `json` or `journald`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
 }
 
 /// `[[port]]`

@@ -246,7 +246,7 @@ pub fn mac(args: &MacArgs) -> Result<(), Failure> {
             let query = port.as_ref().map(|port| format!("?port={}", escaped(port)));
             let path = format!("/macs{}", query.unwrap_or_default());
             let client = Client::new(&asking.api_socket)?;
-            let flushed: Flushed = client.send(&Method::DELETE, &path, JSON, Vec::new())?;
+            let flushed: Flushed = client.send(&Method::DELETE, &path, &())?;
             asking.print(&flushed, &format!("{} forgotten", flushed.forgotten))
         }
     }
@@ -308,31 +308,26 @@ pub fn reload(args: &ReloadArgs) -> Result<(), Failure> {
         return args.asking.change(&Method::POST, "/reload", &());
     };
     let text = std::fs::read(file).map_err(|error| Failure::File(file.clone(), error))?;
-    args.asking.send(&Method::PUT, "/config", "application/toml", text)
+    let asking = &args.asking;
+    let (client, path) = (Client::new(&asking.api_socket)?, asking.path("/config"));
+    let changed = client.send_as(&Method::PUT, &path, "application/toml", text)?;
+    asking.print_change(&changed)
 }
-
-const JSON: &str = "application/json";
 
 impl Asking {
     fn change(&self, method: &Method, path: &str, body: &impl Serialize) -> Result<(), Failure> {
-        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.into()))?;
-        self.send(method, path, JSON, body)
+        let path = self.path(path);
+        self.print_change(&Client::new(&self.api_socket)?.send(method, &path, body)?)
     }
 
-    /// Asks for a change, and prints what it was.
-    fn send(
-        &self,
-        method: &Method,
-        path: &str,
-        content_type: &str,
-        body: Vec<u8>,
-    ) -> Result<(), Failure> {
+    fn path(&self, path: &str) -> String {
         let joint = if path.contains('?') { '&' } else { '?' };
-        let path = format!("{path}{joint}dry_run={}", self.dry_run);
-        let client = Client::new(&self.api_socket)?;
-        let changed: Changed = client.send(method, &path, content_type, body)?;
+        format!("{path}{joint}dry_run={}", self.dry_run)
+    }
+
+    fn print_change(&self, changed: &Changed) -> Result<(), Failure> {
         let would = if self.dry_run { "would be " } else { "" };
-        self.print(&changed, &format!("{would}{changed}"))
+        self.print(changed, &format!("{would}{changed}"))
     }
 
     fn print(&self, answer: &impl Serialize, text: &str) -> Result<(), Failure> {

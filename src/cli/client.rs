@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use ringswitch::api::Problem;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -16,6 +17,8 @@ use tokio::runtime::Runtime;
 
 use crate::Failure;
 
+/// The type of what is sent.
+const JSON: &str = "application/json";
 /// How long the switch may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer: a full MAC table, and then some.
@@ -62,11 +65,22 @@ impl Client {
 
     /// What is at `path`, below `/v1`.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.send(&Method::GET, path, "application/json", Vec::new())
+        self.send_as(&Method::GET, path, JSON, Vec::new())
     }
 
-    /// What is answered to `body` at `path`, below `/v1`.
+    /// What is answered to `body`, in JSON, at `path`, below `/v1`.
     pub fn send<T: DeserializeOwned>(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Setup(error.into()))?;
+        self.send_as(method, path, JSON, body)
+    }
+
+    /// What is answered to `body` of this type at `path`, below `/v1`.
+    pub fn send_as<T: DeserializeOwned>(
         &self,
         method: &Method,
         path: &str,
@@ -93,7 +107,7 @@ impl Client {
         mut f: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let pieces = async {
-            let answer = self.request(&Method::GET, path, "application/json", Vec::new());
+            let answer = self.request(&Method::GET, path, JSON, Vec::new());
             let mut body = answer.await?.into_body();
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|_| ClientError::Ended)?;
@@ -137,7 +151,7 @@ impl Client {
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| ClientError::Answer(error.into()))?;
         let answer = sender.send_request(request).await.map_err(failed)?;
-        if answer.status() == StatusCode::OK {
+        if answer.status().is_success() {
             return Ok(answer);
         }
         let problem: Problem = parse(&whole(answer).await?)?;

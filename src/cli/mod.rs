@@ -8,6 +8,7 @@ pub mod capture;
 pub mod change;
 pub mod client;
 pub mod generate;
+pub mod log_level;
 mod numbers;
 pub mod show;
 mod tables;
@@ -17,7 +18,9 @@ mod way;
 
 use std::path::{self, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use log::Level;
 use ringswitch::config::{ConfigErrors, MAX_WORKERS, PollMode, SandboxMode, Settings};
 use ringswitch::control::Reread;
 
@@ -112,6 +115,8 @@ pub enum Command {
     Man(generate::ManArgs),
     /// Watch the switch that runs, in a terminal
     Top(top::TopArgs),
+    /// Show how much the switch that runs logs, or change it
+    LogLevel(log_level::LogLevelArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -148,9 +153,9 @@ pub struct RunArgs {
     /// strict, on, log or off, to look for a fault; goes before the file's [default: on]
     #[arg(long, value_name = "MODE", value_parser = sandbox_mode)]
     sandbox: Option<SandboxMode>,
-    /// What to log to standard error
-    #[arg(long, value_name = "LEVEL", env = "RINGSWITCH_LOG", default_value = "info")]
-    pub log_level: LogLevel,
+    /// What to log to standard error; goes before the file's [default: info]
+    #[arg(long, value_name = "LEVEL", env = "RINGSWITCH_LOG", value_parser = level())]
+    log_level: Option<Level>,
 }
 
 #[derive(Debug, Args)]
@@ -158,15 +163,6 @@ pub struct RunArgs {
 pub struct UpgradeArgs {
     #[command(flatten)]
     pub run: RunArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 #[derive(Debug, Args)]
@@ -227,6 +223,9 @@ impl RunArgs {
         if let Some(mode) = self.sandbox {
             settings.sandbox.mode = mode;
         }
+        if let Some(level) = self.log_level {
+            settings.log.level = level;
+        }
         Ok(settings)
     }
 }
@@ -283,16 +282,10 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
     path::absolute(text).map_err(|error| error.to_string())
 }
 
-impl From<LogLevel> for log::LevelFilter {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Error => Self::Error,
-            LogLevel::Warn => Self::Warn,
-            LogLevel::Info => Self::Info,
-            LogLevel::Debug => Self::Debug,
-            LogLevel::Trace => Self::Trace,
-        }
-    }
+/// One of the levels of the log.
+fn level() -> impl TypedValueParser<Value = Level> {
+    let words = ["error", "warn", "info", "debug", "trace"];
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<Level>())
 }
 
 #[cfg(test)]
@@ -406,14 +399,14 @@ mod tests {
     #[test]
     fn log_levels_are_those_of_the_log() {
         for (word, level) in [
-            ("error", log::LevelFilter::Error),
-            ("warn", log::LevelFilter::Warn),
-            ("info", log::LevelFilter::Info),
-            ("debug", log::LevelFilter::Debug),
-            ("trace", log::LevelFilter::Trace),
+            ("error", Level::Error),
+            ("warn", Level::Warn),
+            ("info", Level::Info),
+            ("debug", Level::Debug),
+            ("trace", Level::Trace),
         ] {
             let args = run(&format!("run --uplink t --log-level {word}"));
-            assert_eq!(log::LevelFilter::from(args.log_level), level);
+            assert_eq!(args.settings().expect("good settings").log.level, level);
         }
     }
 

@@ -11,6 +11,7 @@
 //! trusted; what well-formed values mean is checked to the end, so that an operator sees every
 //! mistake at once ([`ConfigErrors`]). Ports given on the command line take the same checks.
 
+mod logs;
 mod mirrors;
 mod ports;
 mod problem;
@@ -27,9 +28,10 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+pub use logs::{LEVELS, LogFormat, LogSettings};
 use problem::Source;
 pub use problem::{ConfigErrors, Position, Problem};
-use raw::{RawApi, RawMacTable, RawPort, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
+use raw::{RawApi, RawLog, RawMacTable, RawPort, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
 
 /// The largest configuration file, in bytes; [`MAX_PORTS`] ports need a quarter of it.
 const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -53,6 +55,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// What the process gives up once it has opened its ports.
     pub sandbox: SandboxSettings,
+    /// What is logged.
+    pub log: LogSettings,
     /// The ports in the order of the file: at most [`MAX_PORTS`], of which at most one is the uplink.
     /// Only a switch with an API may begin without any.
     pub ports: Vec<PortSettings>,
@@ -145,6 +149,7 @@ impl Settings {
             upgrade: RawUpgrade::default(),
             api: RawApi::default(),
             sandbox: RawSandbox::default(),
+            log: RawLog::default(),
             port: raw.into_iter().map(unplaced).collect(),
             mirror: Vec::new(),
         };

@@ -24,6 +24,8 @@ pub(super) struct RawSettings {
     #[serde(default)]
     pub sandbox: RawSandbox,
     #[serde(default)]
+    pub log: RawLog,
+    #[serde(default)]
     pub port: Vec<Spanned<RawPort>>,
     #[serde(default)]
     pub mirror: Vec<Spanned<RawMirror>>,
@@ -78,6 +80,14 @@ pub(super) struct RawMacTable {
 pub(super) struct RawSandbox {
     pub mode: Option<Spanned<String>>,
     pub user: Option<Spanned<String>>,
+}
+
+/// The table `[log]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawLog {
+    pub level: Option<Spanned<String>>,
+    pub format: Option<Spanned<String>>,
 }
 
 /// One `[[port]]`: the keys of all types, because an enum tagged by `type` would lose the places

@@ -45,6 +45,7 @@ fn the_least_file_has_the_documented_defaults() {
         MacTableSettings { ageing: Duration::from_secs(300), capacity: 131_072, per_port: 1024 };
     assert_eq!(settings.mac_table, table);
     assert_eq!(settings.sandbox, SandboxSettings { mode: SandboxMode::On, user: None });
+    assert_eq!(settings.log, LogSettings { level: log::Level::Info, format: None });
     let port = VhostUserSettings {
         socket: "/run/vm1.sock".into(),
         role: SocketRole::Server,
@@ -100,6 +101,7 @@ fn the_example_and_the_page_name_every_key() {
         ("[mac-table]", 3),
         ("[api]", 3),
         ("[sandbox]", 2),
+        ("[log]", 2),
         ("[[port]]", 15),
         ("[[mirror]]", 3),
     ];
@@ -143,6 +145,7 @@ fn every_key_is_taken_over() {
         "[workers]\ncount = 2\nmode = \"poll\"\ncpus = [3, 1]\n\
          [mac-table]\nageing-seconds = 20\ncapacity = 100\nper-port = 7\n\
          [sandbox]\nmode = \"strict\"\nuser = \"1000:kvm\"\n\
+         [log]\nlevel = \"trace\"\nformat = \"json\"\n\
          [[port]]\nname = \"a\"\ntype = \"vhost-user\"\nsocket = \"/a\"\nrole = \"client\"\n\
          queue-pairs = 64\nmtu = 65535\nmac-limit = 100\n\
          [[port]]\nname = \"b\"\ntype = \"tap\"\ndevice = \"t0\"\nmtu = 65521\n",
@@ -151,6 +154,8 @@ fn every_key_is_taken_over() {
     assert_eq!(settings.workers, workers);
     let sandbox = SandboxSettings { mode: SandboxMode::Strict, user: Some("1000:kvm".into()) };
     assert_eq!(settings.sandbox, sandbox);
+    let log = LogSettings { level: log::Level::Trace, format: Some(LogFormat::Json) };
+    assert_eq!(settings.log, log);
     let table = MacTableSettings { ageing: Duration::from_secs(20), capacity: 100, per_port: 7 };
     assert_eq!(settings.mac_table, table);
     let a = vhost_user(&settings.ports[0]);

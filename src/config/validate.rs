@@ -17,7 +17,7 @@ use super::{
     MAX_WORKERS, MacTableSettings, PollMode, PortKind, PortSettings, SandboxMode, SandboxSettings,
     Settings, WorkerSettings,
 };
-use super::{mirrors, ports};
+use super::{logs, mirrors, ports};
 
 /// The longest ageing time: the upper end of IEEE 802.1Q, table 8-6.
 const MAX_AGEING_SECONDS: u64 = 1_000_000;
@@ -38,6 +38,7 @@ pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings
              they come",
         );
     }
+    let log = logs::log(&mut check, &raw.log);
     let ports = ports::ports(&mut check, &raw.port, mac_table.capacity);
     let mirrors = mirrors::mirrors(&mut check, &raw.mirror, &ports);
     let upgrade = own_socket(&mut check, "upgrade", raw.upgrade.socket.as_ref(), &ports);
@@ -56,7 +57,18 @@ pub(super) fn validate(raw: &RawSettings, source: Source<'_>) -> Result<Settings
     }
     let metrics = raw.api.metrics.as_ref().and_then(|at| loopback(&mut check, at));
     ConfigErrors::none_or(check.problems)?;
-    Ok(Settings { workers, mac_table, upgrade, api, read_only, metrics, sandbox, ports, mirrors })
+    Ok(Settings {
+        workers,
+        mac_table,
+        upgrade,
+        api,
+        read_only,
+        metrics,
+        sandbox,
+        log,
+        ports,
+        mirrors,
+    })
 }
 
 /// The address under `metrics`. Whoever reaches it may read: only this host may.

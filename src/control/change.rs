@@ -23,6 +23,7 @@ use crate::config::{
     TapSettings,
 };
 use crate::frame::PortId;
+use crate::logs;
 use crate::port::{Kind, Port, VhostPort};
 use crate::ring::Queues;
 use crate::sys::clock;
@@ -136,6 +137,9 @@ impl Switch {
         let mode = wanted.workers.mode;
         let poll = mode == PollMode::Poll;
         mailboxes().for_each(|mailbox| mailbox.send(Order::Poll(poll)));
+        if before.log.level != wanted.log.level {
+            logs::set_level(wanted.log.level);
+        }
         self.settings.set(wanted);
         Ok(changed)
     }
@@ -265,6 +269,7 @@ fn fixed(before: &Settings, wanted: &Settings) -> Result<(), ChangeError> {
         ("api.read-only-socket", before.read_only != wanted.read_only),
         ("api.metrics", before.metrics != wanted.metrics),
         ("sandbox", before.sandbox != wanted.sandbox),
+        ("log.format", before.log.format != wanted.log.format),
     ];
     let keys: Vec<_> = differ.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect();
     if keys.is_empty() { Ok(()) } else { Err(ChangeError::Fixed(keys.join(", "))) }
@@ -290,6 +295,7 @@ fn difference(before: &Settings, wanted: &Settings) -> Changed {
     for (key, differs) in [
         ("workers.mode", before.workers.mode != wanted.workers.mode),
         ("mac-table", before.mac_table != wanted.mac_table),
+        ("log.level", before.log.level != wanted.log.level),
         ("mirror", before.mirrors != wanted.mirrors),
     ] {
         changed.changed.extend(differs.then(|| key.to_owned()));

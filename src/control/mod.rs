@@ -27,6 +27,7 @@ pub use upgrade::UpgradeError;
 use upgrade::{Predecessor, UpgradeServer};
 
 use crate::config::{PortKind, SandboxMode, Settings, SocketRole};
+use crate::logs;
 use crate::sys::sandbox::{self, Plan, Sandbox, SandboxError, Thread};
 use crate::sys::signal::{Event, Signals};
 use crate::sys::socket::SocketError;
@@ -195,8 +196,9 @@ fn take_over(settings: &Settings, file: Option<&Path>, socket: &Path) -> Result<
     let switch = Switch::take_over(settings, opened, &mut predecessor, &inherited, &sandbox)?;
     server.own();
     api.iter().for_each(ApiServer::own);
-    if let Err(error) = streams.hand_to(&format!("{}\n", predecessor.pid())) {
-        log::warn!("cannot go on with the other process's standard error: {error}");
+    match streams.hand_to(&format!("{}\n", predecessor.pid())) {
+        Ok(()) => logs::set_to_journal(inherited.is_journal),
+        Err(error) => log::warn!("cannot go on with the other process's standard error: {error}"),
     }
     Ok(Started { switch, server: Some(server), api, sandbox })
 }

@@ -9,12 +9,12 @@ use std::path::Path;
 use thiserror::Error;
 
 use crate::api::config::{
-    ApiConfig, Config, MacTableConfig, MirrorConfig, PortConfig, SandboxConfig, UpgradeConfig,
-    WorkersConfig,
+    ApiConfig, Config, LogConfig, MacTableConfig, MirrorConfig, PortConfig, SandboxConfig,
+    UpgradeConfig, WorkersConfig,
 };
 use crate::config::{
-    ConfigErrors, Directions, Isolation, MirrorSettings, PollMode, PortKind, PortSettings, Problem,
-    SandboxMode, Settings, SocketRole,
+    ConfigErrors, Directions, Isolation, LEVELS, LogFormat, MirrorSettings, PollMode, PortKind,
+    PortSettings, Problem, SandboxMode, Settings, SocketRole,
 };
 
 /// Why what was said can't be settings.
@@ -24,8 +24,18 @@ pub(super) struct Mistakes(String);
 
 /// The settings, with all that has a default.
 pub(super) fn describe(settings: &Settings) -> Config {
-    let Settings { workers, mac_table, upgrade, api, read_only, metrics, sandbox, ports, mirrors } =
-        settings;
+    let Settings {
+        workers,
+        mac_table,
+        upgrade,
+        api,
+        read_only,
+        metrics,
+        sandbox,
+        log,
+        ports,
+        mirrors,
+    } = settings;
     let path = |path: &Option<std::path::PathBuf>| path.as_deref().map(text);
     let mode = match workers.mode {
         PollMode::Adaptive => "adaptive",
@@ -51,6 +61,10 @@ pub(super) fn describe(settings: &Settings) -> Config {
         sandbox: Some(SandboxConfig {
             mode: name_of(&SandboxMode::NAMES, sandbox.mode),
             user: sandbox.user.clone(),
+        }),
+        log: Some(LogConfig {
+            level: name_of(&LEVELS, log.level),
+            format: log.format.and_then(|format| name_of(&LogFormat::NAMES, format)),
         }),
         port: ports.iter().map(port).collect(),
         mirror: mirrors.iter().map(mirror).collect(),

@@ -46,12 +46,12 @@ impl Statistics {
             let counts = pairs(&mut totals.named());
             let drops = totals.drops().filter(|(_, n)| *n > 0);
             let drops: String = drops.map(|(why, n)| format!(" drop_{why}={n}")).collect();
-            log::info!("stats port={name}{counts}{drops}");
+            log::info!(asked = true; "stats port={name}{counts}{drops}");
         }
         for (index, counts) in self.workers.iter().enumerate() {
-            log::info!("stats worker={index}{}", pairs(&mut counts.iter().copied()));
+            log::info!(asked = true; "stats worker={index}{}", pairs(&mut counts.iter().copied()));
         }
-        log::info!("stats macs={}", self.macs);
-        log::info!("stats end");
+        log::info!(asked = true; "stats macs={}", self.macs);
+        log::info!(asked = true; "stats end");
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::{MAX_PORTS, PortSettings, SandboxMode, Settings};
 use crate::frame::PortId;
+use crate::logs;
 use crate::port::{Kind, Port};
 use crate::sys::call::Watch;
 use crate::sys::poller::Trigger;
@@ -297,6 +298,7 @@ fn sweep(shared: &Shared, mut watch: Watch, mut watchdog: Option<Watchdog>) {
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
             shared.macs.expire(clock::coarse_seconds());
+            logs::sweep();
         }
     }
 }

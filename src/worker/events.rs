@@ -80,9 +80,9 @@ impl QueueEvents for PortEvents {
         match added {
             Ok(fd) => *slot = Some(fd),
             Err(e) if !self.complained.swap(true, Ordering::Relaxed) => log::error!(
-                "port {}: queue pair {pair}: cannot watch its kick descriptor, so its frames \
-                 wait: {e}; raise the limit of open files (ulimit -n) and restart the guest",
-                self.port.name
+                port = self.port.name.as_str();
+                "queue pair {pair}: cannot watch its kick descriptor, so its frames wait: {e}; \
+                 raise the limit of open files (ulimit -n) and restart the guest"
             ),
             Err(_) => {}
         }
@@ -109,7 +109,8 @@ impl QueueEvents for PortEvents {
     fn announce(&self, mac: [u8; 6]) {
         let now = clock::now_ns();
         if self.announcements.left(now) < ANNOUNCEMENT {
-            log::debug!("port {}: too many announcements: one left out", self.port.name);
+            let port = self.port.name.as_str();
+            log::debug!(port; "too many announcements: one left out");
             return;
         }
         self.announcements.spend(now, ANNOUNCEMENT);

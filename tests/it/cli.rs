@@ -131,7 +131,7 @@ fn the_example_is_a_good_configuration() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ringswitch.toml");
     let (code, stdout, stderr) = run(&mut ringswitch(&["check", example]));
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    assert_eq!(stdout, format!("{example}: ok, 3 ports\n"));
+    assert_eq!(stdout, format!("{example}: ok, 4 ports\n"));
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn mistakes_are_shown_with_file_line_and_column() {
         (
             "[worker]\n",
             "1:2: ",
-            "one of `workers`, `mac-table`, `upgrade`, `api`, `sandbox`, `port`",
+            "one of `workers`, `mac-table`, `upgrade`, `api`, `sandbox`, `log`, `port`",
         ),
         ("[workers]\ncount = 65\n", "2:9: ", "`count` is 65; expected 1 to 64"),
         (port, "1:1: ", "port \"vm1\" has no `socket`; expected the absolute path"),

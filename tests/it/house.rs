@@ -11,7 +11,7 @@ use ringswitch::port::Totals;
 use super::support::switch::Switch;
 
 /// The modules, groups from left to right: imports go to the left only. It stands in `src/lib.rs`.
-const ORDER: &str = "sys wire config api | mem table | frame | ring | stage port vhost_user | worker | control | main";
+const ORDER: &str = "sys wire config api | mem table logs | frame | ring | stage port vhost_user | worker | control | main";
 /// The modules that may be `unsafe`.
 const UNSAFE: [&str; 3] = ["sys", "mem", "ring"];
 /// The longest file, in lines of code: no blank lines, comments and tests.

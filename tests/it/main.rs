@@ -18,6 +18,7 @@ mod house;
 mod layouts;
 mod leaks;
 mod lifecycle;
+mod logs;
 mod migration;
 mod offload;
 mod queues;

@@ -7,6 +7,7 @@
 mod capture;
 mod change;
 mod door;
+mod log_level;
 mod metrics;
 mod view;
 
@@ -21,7 +22,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -64,7 +65,18 @@ const PAUSE: Duration = Duration::from_secs(1);
         description = "What a running switch says of itself, and how it is changed.",
         version = "1"
     ),
-    paths(process, ports, port, workers, macs, flows, capture, prometheus)
+    paths(
+        process,
+        ports,
+        port,
+        workers,
+        macs,
+        flows,
+        capture,
+        prometheus,
+        log_level::show,
+        log_level::change
+    )
 )]
 struct Specification;
 
@@ -252,7 +264,11 @@ struct Patience(Arc<AtomicBool>);
 
 /// All that there is.
 fn router(view: Arc<View>) -> Router {
-    change::for_admins(Router::new().route("/v1/capture", get(capture)))
+    let changes = Router::new()
+        .route("/v1/capture", get(capture))
+        .route("/v1/log-level", put(log_level::change));
+    change::for_admins(changes)
+        .route("/v1/log-level", get(log_level::show))
         .route("/v1/process", get(process))
         .route("/v1/ports", get(ports))
         .route("/v1/ports/{name}", get(port))

@@ -138,7 +138,11 @@ enum FromOld {
         reason: String,
     },
     /// Standard error. 1.
-    Log,
+    Log {
+        /// Whether it leads to the journal: only the first process is told by systemd.
+        #[serde(default)]
+        journal: bool,
+    },
     /// The upgrade socket. 1.
     Listener,
     /// Where clients of the API come in, if both have it. 1.

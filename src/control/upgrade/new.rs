@@ -25,6 +25,8 @@ pub struct Inherited {
     pub doors: Vec<(Door, OwnedFd)>,
     /// Standard error.
     pub log: Option<OwnedFd>,
+    /// Whether that leads to the journal.
+    pub is_journal: bool,
     /// The vhost-user ports, by name.
     pub ports: HashMap<String, Estate>,
     /// The queues of the TAPs, by name.
@@ -121,7 +123,10 @@ impl Predecessor {
                     got.watchdog = watchdog.map(Duration::from_micros);
                 }
                 FromOld::Refused { reason } => return Err(UpgradeError::Refused(reason)),
-                FromOld::Log => got.log = Some(self.descriptor()?),
+                FromOld::Log { journal } => {
+                    got.log = Some(self.descriptor()?);
+                    got.is_journal = journal;
+                }
                 FromOld::Door { door } => got.doors.push((door, self.descriptor()?)),
                 FromOld::Listener => got.listener = Some(self.descriptor()?),
                 FromOld::Port { name, listens, connected } => {

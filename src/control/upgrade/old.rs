@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::logs;
 use crate::port::{Kind, Port};
 use crate::sys::channel::Channel;
 use crate::sys::clock;
@@ -151,7 +152,8 @@ impl Leaving<'_> {
         let pid = std::process::id();
         let watchdog = self.switch.watchdog.map(|time| time.as_micros() as u64);
         send(&self.channel, &FromOld::Welcome { program: program(), pid, watchdog }, &[])?;
-        send(&self.channel, &FromOld::Log, &[io::stderr().as_fd()])?;
+        let log = FromOld::Log { journal: logs::is_to_journal() };
+        send(&self.channel, &log, &[io::stderr().as_fd()])?;
         send(&self.channel, &FromOld::Listener, &[listener.as_fd()])?;
         if let Some(api) = api {
             api.tell(doors, |door, socket| {
@@ -271,7 +273,7 @@ fn estate(
 ) -> io::Result<Estate> {
     match handover.estate(deadline) {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            log::warn!("port {name}: disconnected: its frontend doesn't read our answers");
+            log::warn!(port = name; "disconnected: its frontend doesn't read our answers");
             endpoint.disconnect();
             handover.estate(Instant::now() + PATIENCE)
         }
