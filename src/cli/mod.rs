@@ -9,6 +9,7 @@ pub mod client;
 pub mod generate;
 mod numbers;
 pub mod show;
+mod slow;
 mod tables;
 pub mod top;
 pub mod upgrade;

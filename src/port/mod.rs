@@ -10,7 +10,7 @@ mod steer;
 mod tap;
 mod vhost;
 
-pub use counters::{Counter, Counters, Totals};
+pub use counters::{Counter, Counters, QueueCounters, QueueTotals, Totals};
 pub use tap::{TapPort, TapReader};
 pub use vhost::VhostPort;
 
@@ -106,16 +106,29 @@ impl<'b> Egress<'b> {
 
     /// Counts a frame that was delivered, or dropped for a reason.
     #[inline]
-    fn count(self, index: u16, frame: &Frame, done: Result<(), DropReason>, counters: &Counters) {
+    fn count(
+        self,
+        index: u16,
+        frame: &Frame,
+        done: Result<(), DropReason>,
+        counters: &Counters,
+        queue: &QueueCounters,
+    ) {
         counters.count_egress(frame, done);
-        if let (Some(losses), Err(reason)) = (self.losses, done) {
+        let Err(reason) = done else { return };
+        queue.drop(reason, 1);
+        if let Some(losses) = self.losses {
             losses.note(index, reason);
         }
     }
 
-    /// Counts all frames as dropped.
-    fn lose(self, reason: DropReason, counters: &Counters) {
-        counters.drop(reason, self.list.len() as u64);
+    /// Counts all frames as dropped, at a queue if they had come to one.
+    fn lose(self, reason: DropReason, counters: &Counters, queue: Option<&QueueCounters>) {
+        let count = self.list.len() as u64;
+        counters.drop(reason, count);
+        if let Some(queue) = queue {
+            queue.drop(reason, count);
+        }
         if let Some(losses) = self.losses {
             self.list.iter().for_each(|index| losses.note(*index, reason));
         }
@@ -125,7 +138,11 @@ impl<'b> Egress<'b> {
 impl Port {
     /// A port for a switch with `workers` workers.
     pub fn new(id: PortId, name: String, kind: Kind, workers: usize) -> Self {
-        Self { id, name, kind, counters: (0..workers).map(|_| Counters::default()).collect() }
+        let queues = match &kind {
+            Kind::Vhost(port) => port.pairs(),
+            Kind::Tap(port) => port.queues(),
+        };
+        Self { id, name, kind, counters: (0..workers).map(|_| Counters::new(queues)).collect() }
     }
 
     /// The counters that `worker` writes.
@@ -139,6 +156,16 @@ impl Port {
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         self.counters.iter().for_each(|c| totals.add(c));
+        totals
+    }
+
+    /// The sums over all workers, by queue.
+    pub fn queue_totals(&self) -> Vec<QueueTotals> {
+        let queues = self.counters.first().map_or(0, |counters| counters.queues().len());
+        let mut totals = vec![QueueTotals::default(); queues];
+        for counters in &self.counters {
+            totals.iter_mut().zip(counters.queues()).for_each(|(sum, queue)| sum.add(queue));
+        }
         totals
     }
 

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use fakeguest::frames::{Frame, mac};
 use fakeguest::{Guest, Layout};
 use serde_json::Value;
 
+use super::support::http::{answer, get, parts, request};
 use super::support::netns::Netns;
 use super::support::proc::{Process, holdings, holds_again};
 use super::support::switch::Switch;
@@ -69,36 +69,6 @@ impl Bench {
 /// The lines of a table, without the runs of blanks that align it.
 fn cells(table: &str) -> Vec<String> {
     table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
-}
-
-/// The status and the body of the answer to these bytes, when the switch has closed.
-fn answer(socket: &Path, request: &[u8]) -> (u16, String) {
-    let mut stream = UnixStream::connect(socket).expect("an API");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
-    // It may have closed before it has read all.
-    let _ = stream.write_all(request);
-    let mut got = Vec::new();
-    match stream.read_to_end(&mut got) {
-        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
-        _ => (),
-    }
-    parts(got)
-}
-
-/// Status and body.
-fn parts(answer: Vec<u8>) -> (u16, String) {
-    let text = String::from_utf8(answer).expect("text");
-    let status = text.split(' ').nth(1).map_or(0, |status| status.parse().expect("a status"));
-    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    (status, body.to_owned())
-}
-
-fn request(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").into_bytes()
-}
-
-fn get(socket: &Path, path: &str) -> (u16, String) {
-    answer(socket, &request(path))
 }
 
 #[test]

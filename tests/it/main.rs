@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod api;
+mod books;
 mod capture;
 mod cli;
 mod cloud_hypervisor;

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use ringswitch::api::{Flow, Port, PortKind, Process, Worker};
+use ringswitch::api::{Flow, Port, PortKind, Process, ReceiveRing, Worker};
 
 use super::sample::Sample;
+use crate::cli::slow::{self, Slow};
 use crate::cli::way::Way;
 
 /// So much of what a port's traffic was stays with each sample, to know the busy ones: ports that
@@ -41,6 +42,8 @@ pub struct PortRow {
     pub bits_in: Rate,
     pub bits_out: Rate,
     pub drops: Rate,
+    /// Of a guest's receive rings, the one with the fewest buffers left.
+    pub ring: Option<ReceiveRing>,
     /// How busy it was lately.
     pub weight: f64,
 }
@@ -89,6 +92,8 @@ pub struct Figures {
     pub ports: Vec<PortRow>,
     pub workers: Vec<WorkerRow>,
     pub drops: Vec<DropRow>,
+    /// Guests that are too slow: since the last look or, at the first one, ever.
+    pub slow: Vec<Slow>,
     pub flows: Vec<FlowRow>,
 }
 
@@ -164,6 +169,7 @@ impl Model {
             ports,
             workers: now.workers.iter().map(|worker| worker_row(since, worker)).collect(),
             drops: now.ports.iter().flat_map(|port| drop_rows(since, port)).collect(),
+            slow: slow::guests(&now.ports, since.before.map(|then| (&then.ports[..], since.secs))),
             flows,
         };
         self.last = Some(now);
@@ -190,9 +196,16 @@ impl Model {
             bits_in,
             bits_out,
             drops: since.port(port, Port::dropped),
+            ring: emptiest(port),
             weight: *weight,
         }
     }
+}
+
+/// The receive ring with the fewest buffers left, of those where it is known.
+fn emptiest(port: &Port) -> Option<ReceiveRing> {
+    let rings = port.egress_queues.iter().filter_map(|queue| queue.ring.clone());
+    rings.filter(|ring| ring.buffers.is_some()).min_by_key(|ring| ring.buffers)
 }
 
 fn worker_row(since: Since<'_>, worker: &Worker) -> WorkerRow {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use ringswitch::api::{Flow, Port, PortKind, Process, Worker};
+use ringswitch::api::{Flow, Port, PortKind, Process, Queue, ReceiveRing, RingFormat, Worker};
 
 use super::sample::Sample;
 
@@ -29,7 +29,19 @@ pub fn port(name: &str, kind: PortKind, uplink: bool, frames: u64) -> Port {
         addresses: 1,
         counters: counters.map(|(name, count)| (name.to_owned(), count)).into(),
         drops: BTreeMap::from([("rx_ring_full".to_owned(), frames / 100)]),
+        egress_queues: if kind == PortKind::Tap { Vec::new() } else { queues(frames) },
     }
+}
+
+/// Two queues of a guest, of which the first one has no buffers and the frames of the port.
+fn queues(frames: u64) -> Vec<Queue> {
+    let queue = |queue, frames, buffers| Queue {
+        queue,
+        frames,
+        drops: BTreeMap::from([("rx_ring_full".to_owned(), frames / 100)]),
+        ring: Some(ReceiveRing { format: RingFormat::Split, entries: 256, buffers }),
+    };
+    vec![queue(0, frames, Some(0)), queue(1, 0, Some(200))]
 }
 
 pub fn flow(from: &str, to: &str, frames: u64) -> Flow {

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::api::{Flow, Mac, Port, PortKind, Process, Worker};
+use crate::api::{Flow, Mac, Port, PortKind, Process, Queue, ReceiveRing, RingFormat, Worker};
 use crate::config::{self, PortSettings, Settings};
 use crate::frame::DropReason;
-use crate::port;
+use crate::port::{self, QueueTotals};
+use crate::ring::Fill;
 use crate::sys::clock;
 use crate::wire::ethernet::MacAddr;
 use crate::worker::{self, Flows, Shared};
@@ -127,6 +128,7 @@ impl View {
             addresses: self.shared.macs.port_len(port.id.0),
             counters: totals.named().map(|(name, count)| (name.to_owned(), count)).collect(),
             drops: drops.map(|(reason, count)| (reason.to_string(), count)).collect(),
+            egress_queues: egress_queues(port, queues),
         }
     }
 
@@ -166,5 +168,28 @@ impl View {
         });
         macs.sort_unstable();
         macs
+    }
+}
+
+/// The queues by which frames leave: the first `used` ones, and those that have counted something.
+fn egress_queues(port: &port::Port, used: u32) -> Vec<Queue> {
+    let queue = |(queue, totals): (u32, QueueTotals)| Queue {
+        queue,
+        frames: totals.frames,
+        drops: totals.drops().map(|(reason, count)| (reason.to_string(), count)).collect(),
+        ring: match &port.kind {
+            port::Kind::Vhost(vhost) => vhost.fill(queue as usize).map(receive_ring),
+            port::Kind::Tap(_) => None,
+        },
+    };
+    let queues = (0..).zip(port.queue_totals());
+    queues.filter(|(index, totals)| *index < used || !totals.is_zero()).map(queue).collect()
+}
+
+fn receive_ring(fill: Fill) -> ReceiveRing {
+    ReceiveRing {
+        format: if fill.packed { RingFormat::Packed } else { RingFormat::Split },
+        entries: fill.size.into(),
+        buffers: fill.buffers.map(u32::from),
     }
 }
