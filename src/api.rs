@@ -155,6 +155,31 @@ pub struct Worker {
     pub busy_seconds: f64,
     /// Counters by name (`docs/statistics.md`), since the process began.
     pub counters: BTreeMap<String, u64>,
+    /// How long its frames were in the switch, since the process began.
+    #[serde(default)]
+    pub latency: Latency,
+}
+
+/// How long frames were in the switch: from when the worker began to read the burst that they are of,
+/// to when that was delivered and its buffers were given back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Latency {
+    /// The times of all frames, summed.
+    pub sum_seconds: f64,
+    /// How many frames took how long, the shortest first. Buckets without frames are left out; their
+    /// limits are always the same.
+    pub buckets: Vec<LatencyBucket>,
+}
+
+/// Frames that took longer than one limit, and no longer than another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LatencyBucket {
+    /// The lower limit, ns.
+    pub from_ns: u64,
+    /// The upper limit, ns; none of the last bucket.
+    pub upto_ns: Option<u64>,
+    /// How many there were.
+    pub frames: u64,
 }
 
 /// A station's address, and where it is.

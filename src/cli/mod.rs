@@ -7,6 +7,7 @@ pub mod attach;
 pub mod capture;
 pub mod client;
 pub mod generate;
+mod latency;
 mod numbers;
 pub mod show;
 mod slow;

@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use ringswitch::api::{Flow, Mac, Port, ReceiveRing, Worker};
 
+use super::latency::{micros, quantile};
 use super::numbers::{rate, scaled, whole};
 use super::slow;
 use super::way::Way;
@@ -99,10 +100,11 @@ fn queues(port: &Port, before: Before<'_, Port>) -> String {
 /// A line for each worker.
 pub fn workers(now: &[Worker], before: Before<'_, Vec<Worker>>) -> String {
     const COUNTERS: [&str; 4] = ["frames", "sleeps", "looks", "passed_over"];
-    let columns = match before {
-        None => ["worker", "busy, s", "frames", "sleeps", "looks", "passed over"],
-        Some(_) => ["worker", "busy", "frames/s", "sleeps/s", "looks/s", "passed over/s"],
+    let mut columns = match before {
+        None => vec!["worker", "busy, s", "frames", "sleeps", "looks", "passed over"],
+        Some(_) => vec!["worker", "busy", "frames/s", "sleeps/s", "looks/s", "passed over/s"],
     };
+    columns.extend(["p50, µs", "p99, µs"]);
     let mut table = table(&columns, 1);
     for worker in now {
         let then = before.and_then(|(then, secs)| {
@@ -119,7 +121,9 @@ pub fn workers(now: &[Worker], before: Before<'_, Vec<Worker>>) -> String {
         let counts = COUNTERS.map(|name| {
             count(counter(worker, name), then.map(|(then, secs)| (counter(then, name), secs)))
         });
-        table.add_row([worker.worker.to_string(), busy].into_iter().chain(counts));
+        let latency = then.map(|(then, _)| &then.latency);
+        let times = [0.5, 0.99].map(|part| micros(quantile(&worker.latency, latency, part)));
+        table.add_row([worker.worker.to_string(), busy].into_iter().chain(counts).chain(times));
     }
     rendered(&table)
 }
@@ -234,7 +238,7 @@ fn count(now: u64, then: Option<(u64, f64)>) -> String {
 fn table(columns: &[&str], left: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(columns.iter().map(|column| column.to_uppercase()));
+    table.set_header(columns.iter().map(|column| column.to_ascii_uppercase()));
     align(&mut table, left);
     table
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ringswitch::api::{Flow, Port, PortKind, Process, ReceiveRing, Worker};
 
 use super::sample::Sample;
+use crate::cli::latency::quantile;
 use crate::cli::slow::{self, Slow};
 use crate::cli::way::Way;
 
@@ -58,6 +59,9 @@ pub struct WorkerRow {
     pub sleeps: Rate,
     pub looks: Rate,
     pub passed_over: Rate,
+    /// How long half of its frames were in the switch at most, and 99 of 100; seconds. None: there
+    /// were none.
+    pub latency: [Option<f64>; 2],
 }
 
 /// Drops of a port for one reason.
@@ -133,6 +137,11 @@ impl<'a> Since<'a> {
     fn busy(&self, worker: &Worker) -> Rate {
         let then = self.before?.workers.iter().find(|then| then.worker == worker.worker)?;
         Some(((worker.busy_seconds - then.busy_seconds) / self.secs).clamp(0.0, 1.0))
+    }
+
+    fn latency(&self, worker: &Worker, part: f64) -> Option<f64> {
+        let then = self.before?.workers.iter().find(|then| then.worker == worker.worker)?;
+        quantile(&worker.latency, Some(&then.latency), part)
     }
 
     fn flow(&self, flow: &Flow, of: impl Fn(&Flow) -> u64) -> Rate {
@@ -216,6 +225,7 @@ fn worker_row(since: Since<'_>, worker: &Worker) -> WorkerRow {
         sleeps: since.worker(worker, "sleeps"),
         looks: since.worker(worker, "looks"),
         passed_over: since.worker(worker, "passed_over"),
+        latency: [0.5, 0.99].map(|part| since.latency(worker, part)),
     }
 }
 
@@ -277,6 +287,7 @@ mod tests {
         let flow = &second.flows[0];
         assert_eq!((flow.frames, flow.bits, flow.way), (Some(500.0), Some(4e5), Way::Guests));
         assert_eq!(second.workers[0].busy, Some(0.5));
+        assert_eq!(second.workers[0].latency, [Some(1.5e-6), Some(1.99e-6)]);
         assert_eq!(second.drops[0].frames, Some(5.0));
         assert_eq!(second.sums.guests, Some(4e5));
         assert_eq!(second.sums.drops, Some(10.0));

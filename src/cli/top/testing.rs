@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use ringswitch::api::{Flow, Port, PortKind, Process, Queue, ReceiveRing, RingFormat, Worker};
+use ringswitch::api::{
+    Flow, Latency, LatencyBucket, Port, PortKind, Process, Queue, ReceiveRing, RingFormat, Worker,
+};
 
 use super::sample::Sample;
 
@@ -56,6 +58,10 @@ pub fn sample(second: u32, pid: u32, frames: u64) -> Sample {
         worker: 0,
         busy_seconds: frames as f64 / 1000.0,
         counters: BTreeMap::from([("frames".to_owned(), frames), ("sleeps".to_owned(), 7)]),
+        latency: Latency {
+            sum_seconds: frames as f64 * 1.5e-6,
+            buckets: vec![LatencyBucket { from_ns: 1000, upto_ns: Some(2000), frames }],
+        },
     };
     Sample {
         at: *BEGIN + SECOND * second,

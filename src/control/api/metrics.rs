@@ -11,10 +11,11 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::api::{Flow, Port, Queue, Worker};
+use crate::api::{Flow, Latency, Port, Queue, Worker};
 use crate::port::Totals;
 
 use super::View;
+use super::view::LIMITS_NS;
 
 /// What [`render`] writes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -115,7 +116,9 @@ fn workers(families: &mut Families<'_>, workers: &[Worker]) -> Result<(), Error>
         let values = workers.iter().map(|worker| (label(worker), value(worker)));
         families.counters(&format!("worker_{name}"), text, values)?;
     }
-    Ok(())
+    let text = "How long frames were in the switch, from the reading of their burst to its end.";
+    let times = workers.iter().map(|worker| (label(worker), &worker.latency));
+    families.histograms("worker_frame_seconds", text, times)
 }
 
 /// Of pairs that had frames only: all of them would be the square of the ports.
@@ -150,6 +153,28 @@ impl Families<'_> {
         self.family(name, help, MetricType::Counter, |mut family| {
             values.into_iter().try_for_each(|(labels, value)| {
                 family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+            })
+        })
+    }
+
+    fn histograms<'l, L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, &'l Latency)>,
+    ) -> Result<(), Error> {
+        self.family(name, help, MetricType::Histogram, |mut family| {
+            values.into_iter().try_for_each(|(labels, latency)| {
+                let frames = |limit: Option<u64>| {
+                    let mut same = latency.buckets.iter().filter(|b| b.upto_ns == limit);
+                    same.next().map_or(0, |bucket| bucket.frames)
+                };
+                let limits = LIMITS_NS.iter().map(|ns| (*ns as f64 / 1e9, frames(Some(*ns))));
+                let buckets: Vec<_> = limits.chain([(f64::INFINITY, frames(None))]).collect();
+                let count = buckets.iter().map(|(_, frames)| frames).sum();
+                let sum = latency.sum_seconds;
+                let mut family = family.encode_family(&labels)?;
+                family.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
             })
         })
     }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::api::{Flow, Mac, Port, PortKind, Process, Queue, ReceiveRing, RingFormat, Worker};
+use crate::api::{
+    Flow, Latency, LatencyBucket, Mac, Port, PortKind, Process, Queue, ReceiveRing, RingFormat,
+    Worker,
+};
 use crate::config::{self, PortSettings, Settings};
 use crate::frame::DropReason;
 use crate::port::{self, QueueTotals};
@@ -140,10 +143,12 @@ impl View {
         let rate = self.tsc_rate();
         (0..)
             .zip(workers)
-            .map(|(worker, counters)| {
+            .zip(&self.shared.counters)
+            .map(|((worker, counters), own)| {
                 let counters = named(counters);
                 let cycles = counters.get("busy_cycles").copied().unwrap_or_default();
-                Worker { worker, busy_seconds: cycles as f64 / rate, counters }
+                let latency = latency(&own.latency, rate);
+                Worker { worker, busy_seconds: cycles as f64 / rate, counters, latency }
             })
             .collect()
     }
@@ -169,6 +174,31 @@ impl View {
         macs.sort_unstable();
         macs
     }
+}
+
+/// The limits of buckets of times, ns: six in each power of ten.
+pub(super) const LIMITS_NS: [u64; 31] = [
+    100, 150, 200, 300, 500, 700, 1_000, 1_500, 2_000, 3_000, 5_000, 7_000, 10_000, 15_000, 20_000,
+    30_000, 50_000, 70_000, 100_000, 150_000, 200_000, 300_000, 500_000, 700_000, 1_000_000,
+    1_500_000, 2_000_000, 3_000_000, 5_000_000, 7_000_000, 10_000_000,
+];
+
+/// Makes times of cycles, of which there are `rate` in a second. What is in a bucket of cycles is
+/// taken for as long as its middle.
+fn latency(cycles: &worker::Latency, rate: f64) -> Latency {
+    let mut buckets: Vec<LatencyBucket> = Vec::new();
+    for (middle, frames) in cycles.buckets() {
+        let ns = (middle as f64 / rate * 1e9) as u64;
+        let above = LIMITS_NS.partition_point(|limit| *limit < ns);
+        let upto_ns = LIMITS_NS.get(above).copied();
+        let from_ns = above.checked_sub(1).and_then(|below| LIMITS_NS.get(below));
+        let from_ns = from_ns.copied().unwrap_or_default();
+        match buckets.last_mut() {
+            Some(last) if last.upto_ns == upto_ns => last.frames += frames,
+            _ => buckets.push(LatencyBucket { from_ns, upto_ns, frames }),
+        }
+    }
+    Latency { sum_seconds: cycles.sum() as f64 / rate, buckets }
 }
 
 /// The queues by which frames leave: the first `used` ones, and those that have counted something.

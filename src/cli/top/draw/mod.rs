@@ -32,6 +32,7 @@ Flows       l: list or matrix; rows are senders, columns receivers
 
 IN is what comes from the port into the switch, OUT what leaves by it,
 RING BUFS how many receive buffers the guest has left: 0 is too slow.
+P50, P99: half of the frames, or 99 of 100, were in the switch no longer.
 Prefixes are those of the SI: 1 k is 1000. Any key closes this.";
 
 /// Draws all of it.

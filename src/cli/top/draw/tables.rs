@@ -9,6 +9,7 @@ use ringswitch::frame::DropReason;
 
 use super::text::{Look, fitted, number, wrapped};
 use super::{nothing, range, window};
+use crate::cli::latency::micros;
 use crate::cli::numbers::whole;
 use crate::cli::slow;
 use crate::cli::top::model::{DropRow, PortRow, Rate, WorkerRow};
@@ -65,6 +66,10 @@ pub(super) fn right<'a>(text: String, style: Style) -> Cell<'a> {
 
 fn rate<'a>(value: Rate, look: Look) -> Cell<'a> {
     right(number(value), look.rate(value))
+}
+
+fn time<'a>(seconds: Option<f64>, look: Look) -> Cell<'a> {
+    right(micros(seconds), if seconds.is_some() { Style::new() } else { look.faint() })
 }
 
 /// The lines of an area below the columns' names.
@@ -137,7 +142,7 @@ fn buffers<'a>(port: &PortRow, look: Look) -> Cell<'a> {
 pub(super) fn workers(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Look) -> String {
     let count = app.figures.workers.len();
     let seen = window(&mut app.scroll.row, count, room(area));
-    let bar = usize::from(area.width.saturating_sub(66)).clamp(8, BAR);
+    let bar = usize::from(area.width.saturating_sub(68)).clamp(4, BAR);
     let columns = [
         Column::left("WORKER", 6),
         Column::right(["", "BUSY"], 4),
@@ -146,6 +151,8 @@ pub(super) fn workers(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Lo
         Column::right(["", "SLEEPS/S"], 8),
         Column::right(["", "LOOKS/S"], 7),
         Column::right(["PASSED", "OVER/S"], 6),
+        Column::right(["P50", "µs"], 6),
+        Column::right(["P99", "µs"], 6),
     ];
     let row = |worker: &WorkerRow| {
         let share = worker.busy.map_or_else(|| "-".to_owned(), |b| format!("{:.0}%", b * 100.0));
@@ -160,6 +167,8 @@ pub(super) fn workers(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Lo
             rate(worker.sleeps, look),
             rate(worker.looks, look),
             rate(worker.passed_over, look),
+            time(worker.latency[0], look),
+            time(worker.latency[1], look),
         ])
     };
     let shown = app.figures.workers.get(seen.clone()).unwrap_or_default().iter();

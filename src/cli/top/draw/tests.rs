@@ -126,6 +126,9 @@ fn workers_have_bars() {
     let full = row[2].chars().filter(|c| *c == '█').count();
     assert_eq!(full * 4, row[2].chars().count().next_multiple_of(4), "{row:?}");
     assert!(words(&lines, "WORKER").contains(&"SLEEPS/S".to_owned()), "{lines:#?}");
+    assert!(row.ends_with(&["1.5".to_owned(), "2.0".to_owned()]), "{row:?}");
+    let least = text(&mut app, LEAST);
+    assert!(least.contains("µs      µs"), "{least}");
 }
 
 #[test]
