@@ -10,6 +10,7 @@ mod books;
 mod capture;
 mod cli;
 mod cloud_hypervisor;
+mod dashboard;
 mod dirty_log;
 mod events;
 mod guests;
