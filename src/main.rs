@@ -95,6 +95,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => cli::generate::completions(args),
         Command::Man(args) => cli::generate::man(args),
         Command::Top(args) => cli::top::run(args),
+        Command::Extcap(args) => cli::extcap::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@
 pub mod attach;
 pub mod capture;
 pub mod client;
+pub mod extcap;
 pub mod generate;
 mod latency;
 mod numbers;
@@ -102,6 +103,9 @@ pub enum Command {
     Man(generate::ManArgs),
     /// Watch the switch that runs, in a terminal
     Top(top::TopArgs),
+    /// Answer Wireshark, which calls this
+    #[command(hide = true)]
+    Extcap(extcap::ExtcapArgs),
 }
 
 #[derive(Debug, Args)]

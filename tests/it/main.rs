@@ -13,6 +13,7 @@ mod cloud_hypervisor;
 mod dashboard;
 mod dirty_log;
 mod events;
+mod extcap;
 mod guests;
 mod hostile;
 mod house;
