@@ -44,6 +44,75 @@ pub struct Port {
     /// Frames dropped by reason (`docs/statistics.md`), since the process began. Reasons that never
     /// came up are left out.
     pub drops: BTreeMap<String, u64>,
+    /// The queues by which frames leave there: those in use, and those that have counted something.
+    #[serde(default)]
+    pub egress_queues: Vec<Queue>,
+}
+
+/// A queue by which frames leave at a port: a guest's receive ring, or a queue of a TAP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Queue {
+    /// Its number: that of the guest's queue pair, or of the TAP's queue.
+    pub queue: u32,
+    /// Frames that were delivered to it, since the process began.
+    pub frames: u64,
+    /// Frames that it didn't take, by reason, since the process began. Reasons that never came up are
+    /// left out.
+    pub drops: BTreeMap<String, u64>,
+    /// A guest's ring, while it runs.
+    pub ring: Option<ReceiveRing>,
+}
+
+impl Queue {
+    /// All drops.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.values().sum()
+    }
+}
+
+/// A receive ring that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReceiveRing {
+    /// How it lies in the guest's memory.
+    pub format: RingFormat,
+    /// How many entries it has.
+    pub entries: u32,
+    /// Entries with buffers that the last burst left: 0 if the guest was too slow. Of a packed ring
+    /// no more than those that were looked at in advance are known: 64 stands for 64 or more. None
+    /// before the first burst.
+    pub buffers: Option<u32>,
+}
+
+impl ReceiveRing {
+    /// How many entries have buffers, in a few characters.
+    #[must_use]
+    pub fn free(&self) -> String {
+        match (self.buffers, self.format) {
+            (None, _) => "-".to_owned(),
+            (Some(buffers @ 64..), RingFormat::Packed) => format!("{buffers}+"),
+            (Some(buffers), _) => buffers.to_string(),
+        }
+    }
+}
+
+/// The formats of a virtqueue (virtio 1.2, sections 2.7 and 2.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RingFormat {
+    /// Descriptors, available and used ring.
+    Split,
+    /// One ring.
+    Packed,
+}
+
+impl std::fmt::Display for RingFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Split => "split",
+            Self::Packed => "packed",
+        })
+    }
 }
 
 impl Port {
@@ -88,6 +157,31 @@ pub struct Worker {
     pub busy_seconds: f64,
     /// Counters by name (`docs/statistics.md`), since the process began.
     pub counters: BTreeMap<String, u64>,
+    /// How long its frames were in the switch, since the process began.
+    #[serde(default)]
+    pub latency: Latency,
+}
+
+/// How long frames were in the switch: from when the worker began to read the burst that they are of,
+/// to when that was delivered and its buffers were given back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Latency {
+    /// The times of all frames, summed.
+    pub sum_seconds: f64,
+    /// How many frames took how long, the shortest first. Buckets without frames are left out; their
+    /// limits are always the same.
+    pub buckets: Vec<LatencyBucket>,
+}
+
+/// Frames that took longer than one limit, and no longer than another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LatencyBucket {
+    /// The lower limit, ns.
+    pub from_ns: u64,
+    /// The upper limit, ns; none of the last bucket.
+    pub upto_ns: Option<u64>,
+    /// How many there were.
+    pub frames: u64,
 }
 
 /// A station's address, and where it is.

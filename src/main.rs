@@ -108,6 +108,7 @@ fn main() -> ExitCode {
         Command::Man(args) => cli::generate::man(args),
         Command::Top(args) => cli::top::run(args),
         Command::LogLevel(args) => cli::log_level::run(args),
+        Command::Extcap(args) => cli::extcap::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

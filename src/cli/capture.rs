@@ -51,11 +51,22 @@ pub struct CaptureArgs {
     api_socket: PathBuf,
 }
 
-impl CaptureArgs {
+/// What to capture.
+#[derive(Debug)]
+pub struct Frames<'a> {
+    /// Names of ports, with commas between them.
+    pub ports: &'a str,
+    /// All if it is empty.
+    pub filter: &'a str,
+    /// Bytes of each frame; whole frames unless said.
+    pub snaplen: Option<u32>,
+}
+
+impl Frames<'_> {
     fn path(&self) -> String {
-        let mut path = format!("/capture?ports={}", escaped(&self.ports));
+        let mut path = format!("/capture?ports={}", escaped(self.ports));
         if !self.filter.is_empty() {
-            path += &format!("&filter={}", escaped(&self.filter.join(" ")));
+            path += &format!("&filter={}", escaped(self.filter));
         }
         if let Some(snaplen) = self.snaplen {
             path += &format!("&snaplen={snaplen}");
@@ -71,14 +82,31 @@ impl CaptureArgs {
 /// No switch answers, or not as wished; the file can't be written.
 pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     let client = Client::new(&args.api_socket)?;
-    let mut out = Out { path: &args.write, to: None };
     if args.write == Path::new("-") && io::stdout().is_terminal() {
         return Err(Failure::Terminal);
     }
+    let filter = args.filter.join(" ");
+    let frames = Frames { ports: &args.ports, filter: &filter, snaplen: args.snaplen };
+    write(&client, &frames, args.seconds, &args.write)
+}
+
+/// Writes frames to a file, or to standard output if that is `-`, for so many seconds or until
+/// Ctrl-C or SIGTERM.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn write(
+    client: &Client,
+    frames: &Frames<'_>,
+    seconds: Option<u32>,
+    to: &Path,
+) -> Result<(), Failure> {
+    let mut out = Out { path: to, to: None };
     let signal = signal()?;
     let over = async {
         let time = async {
-            match args.seconds {
+            match seconds {
                 Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
                 None => std::future::pending().await,
             }
@@ -88,7 +116,7 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
             _ = signal => {}
         }
     };
-    client.stream(&args.path(), over, |bytes| out.write(bytes))
+    client.stream(&frames.path(), over, |bytes| out.write(bytes))
 }
 
 /// Hears of Ctrl-C and SIGTERM. By a thread: tokio's own signals would be part of the switch's

@@ -7,10 +7,13 @@ pub mod attach;
 pub mod capture;
 pub mod change;
 pub mod client;
+pub mod extcap;
 pub mod generate;
+mod latency;
 pub mod log_level;
 mod numbers;
 pub mod show;
+mod slow;
 mod tables;
 pub mod top;
 pub mod upgrade;
@@ -117,6 +120,9 @@ pub enum Command {
     Top(top::TopArgs),
     /// Show how much the switch that runs logs, or change it
     LogLevel(log_level::LogLevelArgs),
+    /// Answer Wireshark, which calls this
+    #[command(hide = true)]
+    Extcap(extcap::ExtcapArgs),
 }
 
 #[derive(Debug, Clone, Args)]

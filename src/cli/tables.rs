@@ -1,9 +1,11 @@
 //! What the API says, as tables for people.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use ringswitch::api::{Flow, Mac, Port, Worker};
+use ringswitch::api::{Flow, Mac, Port, ReceiveRing, Worker};
 
+use super::latency::{micros, quantile};
 use super::numbers::{rate, scaled, whole};
+use super::slow;
 use super::way::Way;
 
 /// What was seen before, and how many seconds ago.
@@ -63,16 +65,46 @@ pub fn port(port: &Port, before: Before<'_, Port>) -> String {
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.add_rows(rows.into_iter().map(|(name, value)| [name, value]));
     align(&mut table, 1);
+    if port.egress_queues.is_empty() {
+        return rendered(&table);
+    }
+    rendered(&table) + "\n\n" + &queues(port, before)
+}
+
+/// A line for each queue by which frames leave at a port.
+fn queues(port: &Port, before: Before<'_, Port>) -> String {
+    let [frames, drops] = match before {
+        None => ["frames out", "drops"],
+        Some(_) => ["frames out/s", "drops/s"],
+    };
+    let mut table = table(&["queue", "ring", "entries", "buffers", frames, drops], 2);
+    for queue in &port.egress_queues {
+        let then = before.and_then(|(then, secs)| {
+            Some((then.egress_queues.iter().find(|then| then.queue == queue.queue)?, secs))
+        });
+        let of_ring = |text: fn(&ReceiveRing) -> String| {
+            queue.ring.as_ref().map_or_else(|| "-".to_owned(), text)
+        };
+        table.add_row([
+            queue.queue.to_string(),
+            of_ring(|ring| ring.format.to_string()),
+            of_ring(|ring| ring.entries.to_string()),
+            of_ring(ReceiveRing::free),
+            count(queue.frames, then.map(|(then, secs)| (then.frames, secs))),
+            count(queue.dropped(), then.map(|(then, secs)| (then.dropped(), secs))),
+        ]);
+    }
     rendered(&table)
 }
 
 /// A line for each worker.
 pub fn workers(now: &[Worker], before: Before<'_, Vec<Worker>>) -> String {
     const COUNTERS: [&str; 4] = ["frames", "sleeps", "looks", "passed_over"];
-    let columns = match before {
-        None => ["worker", "busy, s", "frames", "sleeps", "looks", "passed over"],
-        Some(_) => ["worker", "busy", "frames/s", "sleeps/s", "looks/s", "passed over/s"],
+    let mut columns = match before {
+        None => vec!["worker", "busy, s", "frames", "sleeps", "looks", "passed over"],
+        Some(_) => vec!["worker", "busy", "frames/s", "sleeps/s", "looks/s", "passed over/s"],
     };
+    columns.extend(["p50, µs", "p99, µs"]);
     let mut table = table(&columns, 1);
     for worker in now {
         let then = before.and_then(|(then, secs)| {
@@ -89,7 +121,9 @@ pub fn workers(now: &[Worker], before: Before<'_, Vec<Worker>>) -> String {
         let counts = COUNTERS.map(|name| {
             count(counter(worker, name), then.map(|(then, secs)| (counter(then, name), secs)))
         });
-        table.add_row([worker.worker.to_string(), busy].into_iter().chain(counts));
+        let latency = then.map(|(then, _)| &then.latency);
+        let times = [0.5, 0.99].map(|part| micros(quantile(&worker.latency, latency, part)));
+        table.add_row([worker.worker.to_string(), busy].into_iter().chain(counts).chain(times));
     }
     rendered(&table)
 }
@@ -104,7 +138,7 @@ pub fn macs(macs: &[Mac]) -> String {
     rendered(&table)
 }
 
-/// A line for each port and reason, most frames first.
+/// A line for each port and reason, most frames first; below them, the guests that are too slow.
 pub fn drops(now: &[Port], before: Before<'_, Vec<Port>>) -> String {
     let of = |port: &'_ Port| -> Vec<(u64, String, String)> {
         let then = before.and_then(|(then, _)| same(then, &port.name));
@@ -131,7 +165,13 @@ pub fn drops(now: &[Port], before: Before<'_, Vec<Port>>) -> String {
         };
         table.add_row([port, reason, frames]);
     }
-    rendered(&table)
+    let before = before.map(|(then, secs)| (then.as_slice(), secs));
+    let slow = slow::guests(now, before);
+    let mut text = rendered(&table);
+    for (index, guest) in slow.iter().enumerate() {
+        text += &format!("{}{guest}", if index == 0 { "\n\n" } else { "\n" });
+    }
+    if slow.is_empty() { text } else { text + "\n" + slow::ADVICE }
 }
 
 /// A line for each pair of ports that had frames, most bytes first.
@@ -199,7 +239,7 @@ fn count(now: u64, then: Option<(u64, f64)>) -> String {
 fn table(columns: &[&str], left: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(columns.iter().map(|column| column.to_uppercase()));
+    table.set_header(columns.iter().map(|column| column.to_ascii_uppercase()));
     align(&mut table, left);
     table
 }

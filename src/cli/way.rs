@@ -55,6 +55,7 @@ mod tests {
             addresses: 0,
             counters: BTreeMap::new(),
             drops: BTreeMap::new(),
+            egress_queues: Vec::new(),
         };
         let ports = [
             port("a", PortKind::VhostUser, false),

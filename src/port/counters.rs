@@ -8,7 +8,11 @@
 //! - `ingress_frames` = frames sent on to one port + `flooded_frames` + ingress drops;
 //! - frames sent to the port = `egress_frames` + egress drops;
 //! - over all ports, the second sums equal the first ones with each flooded frame replaced by its
-//!   `flooded_copies`.
+//!   `flooded_copies`;
+//! - `egress_frames`, and each kind of egress drop, is the sum over the port's queues; but
+//!   `link_down` belongs to no queue while the guest receives by none.
+//!
+//! `docs/statistics.md` says what holds while frames move.
 
 use crate::frame::{DropReason, Frame};
 pub use crate::sys::counter::Counter;
@@ -22,6 +26,14 @@ macro_rules! counters {
         pub struct Counters {
             $(#[doc = $text] pub $name: Counter,)*
             drops: [Counter; DropReason::COUNT],
+            /// By queue, in the order of the guest's pairs or of the TAP's queues.
+            queues: Box<[QueueCounters]>,
+        }
+
+        impl Counters {
+            fn add_named(&self, other: &Self) {
+                $(self.$name.add(other.$name.get());)*
+            }
         }
 
         /// The sums of a port's counters over all workers.
@@ -31,7 +43,12 @@ macro_rules! counters {
             drops: [u64; DropReason::COUNT],
         }
 
-        impl Totals {
+        /// Adds each counter to its namesake.
+fn add_all(to: &[Counter], from: &[Counter]) {
+    to.iter().zip(from).for_each(|(to, from)| to.add(from.get()));
+}
+
+impl Totals {
             /// Name and meaning of each counter but the drops, in the order of [`Self::named`].
             pub const MEANINGS: &'static [(&'static str, &'static str)] =
                 &[$((stringify!($name), $text),)*];
@@ -67,7 +84,83 @@ counters! {
     bursts "Bursts taken from the port.",
 }
 
+/// What one worker counts at a queue by which frames leave: a receive ring of a guest, or a queue of
+/// a TAP.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct QueueCounters {
+    /// Frames that were delivered to it.
+    pub frames: Counter,
+    drops: [Counter; DropReason::COUNT],
+}
+
+/// The sums of a queue's counters over all workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueTotals {
+    /// Frames that were delivered to it.
+    pub frames: u64,
+    drops: [u64; DropReason::COUNT],
+}
+
+impl QueueCounters {
+    /// Counts `n` frames that it didn't take.
+    #[inline]
+    pub fn drop(&self, reason: DropReason, n: u64) {
+        if let Some(counter) = self.drops.get(reason as usize) {
+            counter.add(n);
+        }
+    }
+}
+
+impl QueueTotals {
+    /// Adds one worker's counters.
+    pub fn add(&mut self, counters: &QueueCounters) {
+        self.frames += counters.frames.get();
+        for (sum, drop) in self.drops.iter_mut().zip(&counters.drops) {
+            *sum += drop.get();
+        }
+    }
+
+    /// Reason and number of each kind of drop that there was.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL.iter().copied().zip(self.drops).filter(|(_, count)| *count > 0)
+    }
+
+    /// Whether there was anything to count.
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Counters {
+    /// Counters of a port with so many queues.
+    pub fn new(queues: usize) -> Self {
+        let queues = (0..queues).map(|_| QueueCounters::default()).collect();
+        Self { queues, ..Self::default() }
+    }
+
+    /// Goes on with what `other` counted. Only the owner of both calls it.
+    pub fn succeed(&self, other: &Self) {
+        self.add_named(other);
+        add_all(&self.drops, &other.drops);
+        for (queue, other) in self.queues.iter().zip(&other.queues) {
+            queue.frames.add(other.frames.get());
+            add_all(&queue.drops, &other.drops);
+        }
+    }
+
+    /// Those of a queue.
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "there is one for each queue of the port")]
+    pub fn queue(&self, queue: usize) -> &QueueCounters {
+        &self.queues[queue]
+    }
+
+    /// Those of all queues.
+    pub fn queues(&self) -> &[QueueCounters] {
+        &self.queues
+    }
+
     /// Counts a frame that was sent to the port: delivered, or dropped for a reason.
     #[inline]
     pub fn count_egress(&self, frame: &Frame, done: Result<(), DropReason>) {

@@ -10,16 +10,14 @@ mod steer;
 mod tap;
 mod vhost;
 
-pub use counters::{Counter, Counters, Totals};
+pub use counters::{Counter, Counters, QueueCounters, QueueTotals, Totals};
 pub use tap::{TapPort, TapReader};
 pub use vhost::VhostPort;
 
 use std::cell::Cell;
-use std::sync::Arc;
 
 use crate::frame::{BURST, DropReason, Frame, PortId};
 use crate::mem::Segments;
-use crate::ring::Queues;
 
 /// What a frame into a guest's ring takes, however short: its buffer, its headers. Measured were 60
 /// for one of 64 bytes and 100 for a segment of 48 that is cut off.
@@ -39,7 +37,7 @@ pub struct Port {
     /// What it is.
     pub kind: Kind,
     /// Its counters: one set for each worker, which alone writes it.
-    counters: Arc<[Counters]>,
+    counters: Box<[Counters]>,
 }
 
 /// The kinds of ports.
@@ -49,6 +47,15 @@ pub enum Kind {
     Vhost(VhostPort),
     /// A TAP device of the host.
     Tap(TapPort),
+}
+
+impl Kind {
+    fn queues(&self) -> usize {
+        match self {
+            Self::Vhost(port) => port.pairs(),
+            Self::Tap(port) => port.queues(),
+        }
+    }
 }
 
 /// Frames of one burst that leave by the same port, in order.
@@ -108,16 +115,29 @@ impl<'b> Egress<'b> {
 
     /// Counts a frame that was delivered, or dropped for a reason.
     #[inline]
-    fn count(self, index: u16, frame: &Frame, done: Result<(), DropReason>, counters: &Counters) {
+    fn count(
+        self,
+        index: u16,
+        frame: &Frame,
+        done: Result<(), DropReason>,
+        counters: &Counters,
+        queue: &QueueCounters,
+    ) {
         counters.count_egress(frame, done);
-        if let (Some(losses), Err(reason)) = (self.losses, done) {
+        let Err(reason) = done else { return };
+        queue.drop(reason, 1);
+        if let Some(losses) = self.losses {
             losses.note(index, reason);
         }
     }
 
-    /// Counts all frames as dropped.
-    pub fn lose(self, reason: DropReason, counters: &Counters) {
-        counters.drop(reason, self.list.len() as u64);
+    /// Counts all frames as dropped, at a queue if they had come to one.
+    pub fn lose(self, reason: DropReason, counters: &Counters, queue: Option<&QueueCounters>) {
+        let count = self.list.len() as u64;
+        counters.drop(reason, count);
+        if let Some(queue) = queue {
+            queue.drop(reason, count);
+        }
         if let Some(losses) = self.losses {
             self.list.iter().for_each(|index| losses.note(*index, reason));
         }
@@ -127,14 +147,14 @@ impl<'b> Egress<'b> {
 impl Port {
     /// A port for a switch with `workers` workers.
     pub fn new(id: PortId, name: String, kind: Kind, workers: usize) -> Self {
-        Self { id, name, kind, counters: (0..workers).map(|_| Counters::default()).collect() }
+        let counters = (0..workers).map(|_| Counters::new(kind.queues())).collect();
+        Self { id, name, kind, counters }
     }
 
-    /// What takes the place of this port, of another kind or anew. It goes on counting.
+    /// What takes the place of this port, of another kind or anew.
     #[must_use]
     pub fn successor(&self, kind: Kind) -> Self {
-        let counters = Arc::clone(&self.counters);
-        Self { id: self.id, name: self.name.clone(), kind, counters }
+        Self::new(self.id, self.name.clone(), kind, self.counters.len())
     }
 
     /// The counters that `worker` writes.
@@ -151,6 +171,16 @@ impl Port {
         totals
     }
 
+    /// The sums over all workers, by queue.
+    pub fn queue_totals(&self) -> Vec<QueueTotals> {
+        let queues = self.counters.first().map_or(0, |counters| counters.queues().len());
+        let mut totals = vec![QueueTotals::default(); queues];
+        for counters in &self.counters {
+            totals.iter_mut().zip(counters.queues()).for_each(|(sum, queue)| sum.add(queue));
+        }
+        totals
+    }
+
     /// Whether frames can leave here: floods pass over ports that nobody listens on.
     #[inline]
     pub fn is_up(&self) -> bool {
@@ -160,12 +190,9 @@ impl Port {
         }
     }
 
-    /// How many queues frames can come in by: the pairs of a guest, the queues of a TAP.
+    /// How many queues it has: the pairs of a guest, the queues of a TAP.
     pub fn queues(&self) -> usize {
-        match &self.kind {
-            Kind::Vhost(port) => Queues::len(port.queues()) / 2,
-            Kind::Tap(port) => port.queues(),
-        }
+        self.kind.queues()
     }
 
     /// The worker that takes what comes in by a queue: the pairs of a guest and the queues of a TAP

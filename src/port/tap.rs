@@ -109,6 +109,7 @@ impl TapPort {
 
     /// Writes frames to a queue, one system call each.
     pub(super) fn egress(&self, queue: usize, burst: Egress<'_>, counters: &Counters) {
+        let (books, before) = (counters.queue(queue), counters.egress_frames.get());
         let Some(queue) = self.queue_fd(queue) else { return };
         let accepts = self.accepts();
         for (index, frame) in burst.indexed() {
@@ -121,8 +122,9 @@ impl TapPort {
                     write(queue, vnet, head, tail)
                 }),
             };
-            burst.count(index, frame, done, counters);
+            burst.count(index, frame, done, counters, books);
         }
+        books.frames.add(counters.egress_frames.get().wrapping_sub(before));
     }
 }
 

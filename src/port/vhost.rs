@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::frame::{BURST, DropReason, Frame};
 use crate::mem::{Segments, Tail};
-use crate::ring::{AnyReceiver, Format, LinkState, Queues, Receiver, Ring, RxFault, feature};
+use crate::ring::{AnyReceiver, Fill, Format, LinkState, Queues, Receiver, Ring, RxFault, feature};
 use crate::sys::allowance::Allowance;
 use crate::sys::clock;
 use crate::wire::flow::flow_hash;
@@ -17,7 +17,7 @@ use crate::wire::vnet::Encoded;
 
 use super::offload::{convert, passes};
 use super::steer::FlowQueues;
-use super::{Counters, Egress};
+use super::{Counters, Egress, QueueCounters};
 
 /// How long a worker waits for a receive ring that another one writes to, or whose port is being
 /// reconfigured. A burst takes some 50 microseconds at most.
@@ -58,6 +58,16 @@ impl VhostPort {
     /// The port's rings.
     pub fn queues(&self) -> &Arc<Queues> {
         &self.queues
+    }
+
+    /// How many queue pairs the guest may have.
+    pub fn pairs(&self) -> usize {
+        self.queues.len() / 2
+    }
+
+    /// What is known of the receive ring of a pair, if it runs.
+    pub fn fill(&self, pair: usize) -> Option<Fill> {
+        self.queues.fill(2 * pair)
     }
 
     /// Takes over what the frontend negotiated.
@@ -121,7 +131,7 @@ impl VhostPort {
     pub(super) fn egress(&self, burst: Egress<'_>, counters: &Counters) {
         let pairs = self.enabled_pairs();
         match pairs {
-            0 => burst.lose(DropReason::LinkDown, counters),
+            0 => burst.lose(DropReason::LinkDown, counters, None),
             1 => self.deliver(0, burst, counters),
             _ => self.spread(pairs, burst, counters),
         }
@@ -162,22 +172,25 @@ impl VhostPort {
     }
 
     fn deliver(&self, pair: usize, burst: Egress<'_>, counters: &Counters) {
+        let queue = counters.queue(pair);
         let Some(mut ring) = self.lock(2 * pair) else {
-            return burst.lose(DropReason::RxRingBusy, counters);
+            return burst.lose(DropReason::RxRingBusy, counters, Some(queue));
         };
         let accepts = ring.accepts();
         let Some(receiver) = ring.transmit() else {
-            return burst.lose(DropReason::LinkDown, counters);
+            return burst.lose(DropReason::LinkDown, counters, Some(queue));
         };
         if pair != 0 && receiver.is_untouched() {
             // The frontend enabled more queues than the driver uses (Cloud Hypervisor).
             drop(ring);
             return self.deliver(0, burst, counters);
         }
+        let before = counters.egress_frames.get();
         match receiver {
-            AnyReceiver::Split(ring) => deliver_all(ring, burst, accepts, counters),
-            AnyReceiver::Packed(ring) => deliver_all(ring, burst, accepts, counters),
+            AnyReceiver::Split(ring) => deliver_all(ring, burst, accepts, counters, queue),
+            AnyReceiver::Packed(ring) => deliver_all(ring, burst, accepts, counters, queue),
         }
+        queue.frames.add(counters.egress_frames.get().wrapping_sub(before));
         ring.publish();
         if ring.call_if_wanted() {
             counters.calls.add(1);
@@ -213,6 +226,7 @@ fn deliver_all<F: Format>(
     burst: Egress<'_>,
     accepts: Offloads,
     counters: &Counters,
+    queue: &QueueCounters,
 ) {
     receiver.prepare(burst.list.len());
     // Counted here, and written once for all.
@@ -227,7 +241,7 @@ fn deliver_all<F: Format>(
             bytes += u64::from(frame.len);
         } else {
             let done = deliver_any(&mut receiver, frame, burst.segments, accepts, counters);
-            burst.count(index, frame, done, counters);
+            burst.count(index, frame, done, counters, queue);
         }
     }
     counters.egress_frames.add(count);

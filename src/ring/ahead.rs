@@ -100,6 +100,12 @@ impl Ahead {
         self.buffers.len() == 0
     }
 
+    /// Entries of the ring that were looked at and aren't used yet.
+    #[inline]
+    pub fn slots(&self) -> u16 {
+        self.slots
+    }
+
     /// The next buffer to use.
     #[inline(always)]
     pub fn first(&self) -> Option<&Buffer> {

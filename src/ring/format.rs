@@ -173,6 +173,10 @@ pub trait Format {
     /// `BadRing`.
     fn has_available(&self) -> Result<bool, BadRing>;
 
+    /// How many entries are available, of which `known` were taken: as far as one read of memory that
+    /// was just read tells. The rest of a packed ring's would have to be searched for.
+    fn fill(&self, known: u16) -> u16;
+
     /// Looks at the available chains behind the first `ahead` slots: fills `heads` and `first`, as
     /// far as there are chains, and returns how many. `Desc::NONE`: it is out of range.
     ///

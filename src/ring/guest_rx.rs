@@ -62,7 +62,11 @@ impl Ring {
     #[inline]
     pub fn look_ahead(&mut self) {
         if let Some(live) = &mut self.live {
-            with_live!(live, live => live.look_ahead(LOOK_AHEAD));
+            let fill = with_live!(live, live => {
+                live.look_ahead(LOOK_AHEAD);
+                live.ring.fill(live.ahead.slots())
+            });
+            self.gauge.look(fill);
         }
     }
 }

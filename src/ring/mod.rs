@@ -24,6 +24,7 @@
 mod ahead;
 pub mod feature;
 mod format;
+mod gauge;
 mod guest_rx;
 mod guest_tx;
 mod packed;
@@ -39,6 +40,7 @@ mod reference;
 mod tests;
 
 pub use format::Format;
+pub use gauge::{Fill, Gauge};
 pub use guest_rx::{AnyReceiver, Receiver, RxFault};
 pub use guest_tx::TxBurst;
 pub use queues::{LinkState, QueueEvents, Queues};

@@ -315,6 +315,11 @@ impl Format for PackedRing {
     }
 
     #[inline]
+    fn fill(&self, known: u16) -> u16 {
+        known
+    }
+
+    #[inline]
     fn take(&self, ahead: u16, heads: &mut [Head], first: &mut [Desc]) -> Result<usize, BadRing> {
         let mut at = self.next.plus(ahead, self.size);
         let room = usize::from(self.size.saturating_sub(ahead)).min(heads.len());

@@ -2,16 +2,27 @@
 
 use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::Ring;
+use super::{Fill, Gauge, Ring};
 
 /// A ring in its own cache lines: workers on other cores write to its neighbours.
 #[repr(align(128))]
-#[derive(Debug, Default)]
-struct Cell(Mutex<Ring>);
+#[derive(Debug)]
+struct Cell {
+    ring: Mutex<Ring>,
+    gauge: Arc<Gauge>,
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        let ring = Ring::default();
+        Self { gauge: Arc::clone(ring.gauge()), ring: Mutex::new(ring) }
+    }
+}
 
 /// All rings of a port. Ring 2k is `guest_rx` k (the guest receives), ring 2k + 1 is `guest_tx` k.
 #[derive(Debug)]
@@ -74,8 +85,9 @@ impl Queues {
     /// in hand.
     pub fn lock_all(&self) -> Locked<'_> {
         self.changing.store(true, Ordering::Relaxed);
-        let transmit: Vec<_> = self.cells.iter().skip(1).step_by(2).map(|c| c.0.lock()).collect();
-        let receive = self.cells.iter().step_by(2).map(|c| c.0.lock());
+        let transmit: Vec<_> =
+            self.cells.iter().skip(1).step_by(2).map(|c| c.ring.lock()).collect();
+        let receive = self.cells.iter().step_by(2).map(|c| c.ring.lock());
         let rings = receive.zip(transmit).flat_map(<[_; 2]>::from).collect();
         Locked { rings, changing: &self.changing }
     }
@@ -88,7 +100,12 @@ impl Queues {
     /// The lock of one ring. For workers: try it, or wait with a bound.
     #[inline]
     pub fn ring(&self, index: usize) -> Option<&Mutex<Ring>> {
-        self.cells.get(index).map(|cell| &cell.0)
+        self.cells.get(index).map(|cell| &cell.ring)
+    }
+
+    /// How many buffers a `guest_rx` ring had behind the last burst, if it runs. Takes no lock.
+    pub fn fill(&self, index: usize) -> Option<Fill> {
+        self.cells.get(index).and_then(|cell| cell.gauge.read())
     }
 }
 

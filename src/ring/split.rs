@@ -167,6 +167,11 @@ impl Format for SplitRing {
     }
 
     #[inline]
+    fn fill(&self, _: u16) -> u16 {
+        self.available(0).unwrap_or_default()
+    }
+
+    #[inline]
     fn take(&self, ahead: u16, heads: &mut [Head], first: &mut [Desc]) -> Result<usize, BadRing> {
         let count = usize::from(self.available(ahead)?).min(heads.len()).min(first.len());
         let heads = heads.get_mut(..count).unwrap_or_default();

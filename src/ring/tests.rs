@@ -1,5 +1,7 @@
 //! Conformance of the ring engine to virtio 1.2, seen from the driver's side.
 
+use std::sync::Arc;
+
 use vmm_sys_util::eventfd::EventFd;
 
 use super::driver::{BUFFERS, Driver, INDIRECT, NEXT, WRITE};
@@ -36,6 +38,7 @@ both! {
     empty_receive_buffers_take_a_bounded_share_of_the_work
     a_frame_that_does_not_fit_leaves_the_buffers_and_the_position
     looked_at_buffers_are_not_lost_when_the_ring_stops
+    what_is_left_of_buffers_is_seen_from_outside
     calls_honour_no_interrupt_and_used_event
     kicks_are_requested_and_suppressed
     written_pages_are_logged_while_the_feature_says_so
@@ -372,6 +375,30 @@ fn looked_at_buffers_are_not_lost_when_the_ring_stops(new: New) {
     assert_eq!(driver.used(1), (1, 72));
 }
 
+fn what_is_left_of_buffers_is_seen_from_outside(new: New) {
+    let mut driver = new(8);
+    let mut ring = driver.ring(MODERN);
+    let gauge = Arc::clone(ring.gauge());
+    let left = || gauge.read().map(|fill| (fill.size, fill.buffers));
+    assert_eq!(left(), Some((8, None)));
+    for head in 0..4 {
+        driver.desc(head, BUFFERS + 0x1000 * u64::from(head), 1000, WRITE, 0);
+        driver.offer(head);
+    }
+    for buffers in (0..4).rev() {
+        put(&mut ring, &[1; 60]).unwrap();
+        ring.look_ahead();
+        assert_eq!(left(), Some((8, Some(buffers))));
+    }
+    ring.stop();
+    assert_eq!(left(), None);
+    let base = ring.position();
+    ring.reset();
+    assert!(Arc::ptr_eq(&gauge, ring.gauge()), "who looks still sees this ring");
+    let again = driver.ring_at(MODERN, base);
+    assert!(again.gauge().read().is_some());
+}
+
 fn calls_honour_no_interrupt_and_used_event(new: New) {
     let call = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let called = || call.read().is_ok();
@@ -434,7 +461,7 @@ fn written_pages_are_logged_while_the_feature_says_so(new: New) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(4096).unwrap();
     let log = DirtyLog::map(file.try_clone().unwrap(), 4096, 0).unwrap();
-    ring.set_log(Some(std::sync::Arc::new(log)));
+    ring.set_log(Some(Arc::new(log)));
     ring.start_if_ready().unwrap();
     for head in 0..2 {
         driver.desc(head, BUFFERS + 0x1000 * u64::from(head), 1000, WRITE, 0);

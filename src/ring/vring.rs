@@ -13,6 +13,7 @@ use crate::wire::offload::Offloads;
 use super::ahead::Ahead;
 use super::feature;
 use super::format::{Desc, Format, Head};
+use super::gauge::Gauge;
 use super::packed::PackedRing;
 use super::split::SplitRing;
 
@@ -138,6 +139,8 @@ pub struct Ring {
     log: Option<Arc<DirtyLog>>,
     call: Option<Call>,
     err: Option<Call>,
+    /// What others see of it.
+    pub(super) gauge: Arc<Gauge>,
     pub(super) live: Option<Live>,
 }
 
@@ -282,7 +285,7 @@ impl Ring {
     /// Back to the state before the first message.
     pub fn reset(&mut self) {
         self.retire();
-        *self = Self::default();
+        *self = Self { gauge: Arc::clone(&self.gauge), ..Self::default() };
     }
 
     /// Starts the ring if all that it needs has come and it doesn't run. Returns whether it
@@ -313,6 +316,7 @@ impl Ring {
             let ring = SplitRing::locate(mem, size, address, self.features)?;
             Live::Split(self.live_ring(mem, ring))
         });
+        self.gauge.start(size, self.is_packed());
         // A device before us may have died owing a call.
         self.call_guest();
         Ok(true)
@@ -334,6 +338,11 @@ impl Ring {
             header: if modern { 12 } else { 10 },
             mergeable: has(feature::MRG_RXBUF),
         })
+    }
+
+    /// What can be seen of the ring without its lock.
+    pub fn gauge(&self) -> &Arc<Gauge> {
+        &self.gauge
     }
 
     /// Whether a worker may use the ring.
@@ -426,6 +435,7 @@ impl Ring {
     fn retire(&mut self) {
         self.publish();
         if let Some(live) = self.live.take() {
+            self.gauge.stop();
             self.base = Some(with_live!(&live, live => live.ring.base()));
             self.base_is_told = false;
         }

@@ -71,7 +71,7 @@ impl Mirrors {
             let group = Egress { frames, segments, list, losses: None };
             if self.allowance.left(begin) == 0 {
                 leave(shared, worker, ingress, to, list.len(), |counters| {
-                    group.lose(DropReason::MirrorOverBudget, counters);
+                    group.lose(DropReason::MirrorOverBudget, counters, None);
                 });
             } else {
                 leave(shared, worker, ingress, to, list.len(), |_| to.egress(group, worker));

@@ -13,6 +13,7 @@ mod capture;
 mod events;
 mod flows;
 mod gate;
+mod latency;
 mod mailbox;
 mod mirror;
 mod pipeline;
@@ -33,6 +34,7 @@ pub use capture::{Buffer, Capture, Fate, MAX_CAPTURES, Record};
 pub use events::PortEvents;
 pub use flows::{Flow, Flows};
 pub use gate::Gate;
+pub use latency::Latency;
 pub use mailbox::{Mailbox, Order};
 pub use poll::Worker;
 pub use ports::{Mirror, Ports, Reach, Roster};
@@ -94,4 +96,6 @@ pub struct WorkerCounters {
     pub looks: Counter,
     /// How often a source was passed over because its port was ahead of others.
     pub passed_over: Counter,
+    /// How long frames were in the switch.
+    pub latency: Latency,
 }

@@ -63,10 +63,15 @@ impl Pipeline {
         self.touched.reserve(ports.places());
         self.mirrors.take_up(&ports);
         let before = std::mem::replace(&mut self.ports, ports);
-        let name = |ports: &Ports, id| ports.get(id).map(|port| port.name.clone());
-        let ids = self.ports.iter().map(|port| port.id);
-        for id in ids.filter(|id| name(&before, *id) != name(&self.ports, *id)) {
-            self.shared.flows.get(self.worker).iter().for_each(|flows| flows.forget(id));
+        for port in self.ports.iter() {
+            match before.get(port.id).filter(|old| old.name == port.name) {
+                Some(old) if Arc::ptr_eq(old, port) => {}
+                Some(old) => port.counters(self.worker).succeed(old.counters(self.worker)),
+                None => {
+                    let flows = self.shared.flows.get(self.worker);
+                    flows.into_iter().for_each(|flows| flows.forget(port.id));
+                }
+            }
         }
     }
 

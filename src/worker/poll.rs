@@ -110,13 +110,7 @@ impl Worker {
         self.now = clock::now_ns();
         let mut quiet_since = self.now;
         while !self.pipeline.stopping() {
-            let start = clock::tsc();
             let frames = self.step();
-            if frames > 0 {
-                let counters = &self.pipeline.shared().counters[self.index];
-                counters.busy_cycles.add(clock::tsc().wrapping_sub(start));
-                counters.frames.add(frames as u64);
-            }
             // The only reading of the clock in a round: all times are of its end.
             self.now = clock::now_ns();
             if !self.owed.is_empty() && self.now - self.owed_since >= CALL_DELAY_NS {
@@ -152,7 +146,8 @@ impl Worker {
     fn round(&mut self) -> usize {
         let seconds = clock::coarse_seconds();
         let mut total = 0;
-        let mut begin = clock::tsc();
+        let start = clock::tsc();
+        let mut begin = start;
         let Self { budget, hot, sources, .. } = self;
         budget.begin(begin, hot.iter().map(|index| sources[*index as usize].port.id.index()));
         for position in 0..self.hot.len() {
@@ -174,7 +169,10 @@ impl Worker {
                         source.waits = more;
                         self.budget.set_waiting(port, more);
                     }
-                    self.budget.charge(port, end.wrapping_sub(begin), end);
+                    let cost = end.wrapping_sub(begin);
+                    self.budget.charge(port, cost, end);
+                    let counters = &self.pipeline.shared().counters[self.index];
+                    counters.latency.count(frames as u64, cost);
                     if owes_call {
                         self.owe(index);
                     }
@@ -186,6 +184,11 @@ impl Worker {
                 }
             }
             begin = end;
+        }
+        if total > 0 {
+            let counters = &self.pipeline.shared().counters[self.index];
+            counters.busy_cycles.add(begin.wrapping_sub(start));
+            counters.frames.add(total as u64);
         }
         total
     }

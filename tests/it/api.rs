@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use fakeguest::frames::{Frame, mac};
 use fakeguest::{Guest, Layout};
 use serde_json::Value;
 
+use super::support::http::{answer, get, parts, request};
 use super::support::netns::Netns;
 use super::support::proc::{Process, holdings, holds_again};
 use super::support::switch::Switch;
@@ -71,36 +71,6 @@ fn cells(table: &str) -> Vec<String> {
     table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
 
-/// The status and the body of the answer to these bytes, when the switch has closed.
-fn answer(socket: &Path, request: &[u8]) -> (u16, String) {
-    let mut stream = UnixStream::connect(socket).expect("an API");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
-    // It may have closed before it has read all.
-    let _ = stream.write_all(request);
-    let mut got = Vec::new();
-    match stream.read_to_end(&mut got) {
-        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
-        _ => (),
-    }
-    parts(got)
-}
-
-/// Status and body.
-fn parts(answer: Vec<u8>) -> (u16, String) {
-    let text = String::from_utf8(answer).expect("text");
-    let status = text.split(' ').nth(1).map_or(0, |status| status.parse().expect("a status"));
-    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    (status, body.to_owned())
-}
-
-fn request(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").into_bytes()
-}
-
-fn get(socket: &Path, path: &str) -> (u16, String) {
-    answer(socket, &request(path))
-}
-
 #[test]
 fn what_is_shown_is_what_happened() {
     let mut bench = Bench::new();
@@ -120,7 +90,22 @@ fn what_is_shown_is_what_happened() {
     let macs = bench.json(&["show", "macs"]);
     assert_eq!(macs.as_array().expect("a list").len(), 1, "b has sent nothing: {macs}");
     assert_eq!((&macs[0]["address"], &macs[0]["port"]), (&"02:00:00:00:00:01".into(), &"a".into()));
-    assert_eq!(bench.json(&["show", "workers"])[0]["counters"]["frames"], 10);
+    let workers = bench.json(&["show", "workers"]);
+    assert_eq!(workers[0]["counters"]["frames"], 10);
+    let latency = &workers[0]["latency"];
+    let buckets = latency["buckets"].as_array().expect("buckets");
+    let (mut frames, mut least, mut from) = (0, 0, 0);
+    for bucket in buckets {
+        let number = |name: &str| bucket[name].as_u64();
+        assert!(number("from_ns") >= Some(from), "in order: {latency}");
+        from = number("upto_ns").unwrap_or(u64::MAX);
+        frames += number("frames").expect("a count");
+        least += number("frames").expect("a count") * number("from_ns").expect("a limit");
+    }
+    assert_eq!(frames, 10, "each is in one bucket");
+    // What is known of a time is known to a sixteenth.
+    let sum = latency["sum_seconds"].as_f64().expect("a sum");
+    assert!(sum * 17.0 / 16.0 > least as f64 / 1e9, "{latency}");
 
     let lines = cells(&bench.says(&["show", "ports"]));
     assert_eq!(
@@ -431,12 +416,18 @@ fn prometheus_gets_all_counters_over_tcp_and_nothing_else() {
     assert_eq!(sample("ringswitch_port_ingress_frames_total{port=\"a\"}"), "10");
     assert_eq!(sample("ringswitch_port_egress_bytes_total{port=\"b\"}"), "1000");
     assert_eq!(sample("ringswitch_worker_frames_total{worker=\"0\"}"), "10");
+    assert_eq!(sample("ringswitch_worker_frame_seconds_count{worker=\"0\"}"), "10");
+    assert_eq!(sample("ringswitch_worker_frame_seconds_bucket{le=\"+Inf\",worker=\"0\"}"), "10");
+    assert_eq!(sample("ringswitch_port_queue_frames_total{port=\"b\",queue=\"0\"}"), "10");
+    assert_eq!(sample("ringswitch_port_ring_entries{port=\"b\",queue=\"0\"}"), "256");
     assert_eq!(sample("ringswitch_port_up{port=\"b\"}"), "1");
     let full = "ringswitch_port_dropped_frames_total{port=\"b\",reason=\"rx_ring_full\"}";
     assert_eq!(sample(full), "0", "also what never was");
     let page = include_str!("../../docs/seeing.md");
     for name in samples.keys() {
         let name = name.split('{').next().expect("a name");
+        let part = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        let name = part.unwrap_or(name);
         let counter =
             ["port", "worker"].iter().any(|of| name.starts_with(&format!("ringswitch_{of}_")));
         assert!(

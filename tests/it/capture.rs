@@ -24,17 +24,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A frame of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Captured {
+pub struct Captured {
     interface: String,
     inbound: bool,
     comment: String,
     len: u32,
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     ns: u128,
 }
 
+impl Captured {
+    /// The port, and what became of it.
+    pub fn place(&self) -> (&str, &str) {
+        (&self.interface, &self.comment)
+    }
+}
+
 /// The frames of a pcapng file, and how many were missed.
-fn read(path: &Path) -> (Vec<Captured>, u64) {
+pub fn read(path: &Path) -> (Vec<Captured>, u64) {
     let mut reader = PcapNgReader::new(fs::File::open(path).expect("a file")).expect("pcapng");
     let (mut frames, mut missed) = (Vec::new(), 0);
     let mut interfaces: Vec<String> = Vec::new();

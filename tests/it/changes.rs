@@ -142,6 +142,13 @@ fn ports_come_and_go() {
     arrives(&mut c, &mut a, &frame([0xff; 6], mac(3), 4));
     arrives(&mut a, &mut c, &frame(mac(3), mac(1), 5));
     assert_eq!(bench.json(&["show", "port", "c"])["counters"]["egress_frames"], 3, "it goes on");
+    assert_eq!(bench.says(&["port", "set", "c", "queue-pairs=5"]), "replaced c");
+    let mut c = Guest::builder(bench.socket("c")).queue_pairs(5).attach().expect("a guest");
+    arrives(&mut c, &mut a, &frame([0xff; 6], mac(3), 6));
+    for seed in 0..40 {
+        a.send(0, &Frame::pattern(mac(3), mac(1), 100, seed), &Layout::whole());
+        c.recv_any(PATIENCE).expect("by whichever queue");
+    }
 
     assert_eq!(bench.says(&["port", "remove", "c"]), "removed c");
     assert!(has_gone(&c) && !bench.socket("c").exists());

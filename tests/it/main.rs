@@ -6,12 +6,15 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod api;
+mod books;
 mod capture;
 mod changes;
 mod cli;
 mod cloud_hypervisor;
+mod dashboard;
 mod dirty_log;
 mod events;
+mod extcap;
 mod guests;
 mod hostile;
 mod house;

@@ -98,7 +98,7 @@ fn bench() -> (Switch, Vec<Guest>) {
 fn views_follow_keys_and_the_switch_may_go_and_come() {
     let (mut switch, mut guests) = bench();
     let mut terminal = Terminal::new(&switch);
-    terminal.shows(&["ringswitch", "FRAMES/S", "web ", "store ", "guest   up", "q quit"]);
+    terminal.shows(&["ringswitch", "FRAMES", "web ", "store ", "guest   up", "q quit"]);
     // There are rates when there is something to count.
     for seed in 0..10 {
         guests[0].send(0, &Frame::pattern(mac(2), mac(1), 100, seed), &Layout::whole());

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use ringswitch::api::{Flow, Port, PortKind, Process, Worker};
+use ringswitch::api::{Flow, Port, PortKind, Process, ReceiveRing, Worker};
 
 use super::sample::Sample;
+use crate::cli::latency::quantile;
+use crate::cli::slow::{self, Slow};
 use crate::cli::way::Way;
 
 /// So much of what a port's traffic was stays with each sample, to know the busy ones: ports that
@@ -41,6 +43,8 @@ pub struct PortRow {
     pub bits_in: Rate,
     pub bits_out: Rate,
     pub drops: Rate,
+    /// Of a guest's receive rings, the one with the fewest buffers left.
+    pub ring: Option<ReceiveRing>,
     /// How busy it was lately.
     pub weight: f64,
 }
@@ -55,6 +59,9 @@ pub struct WorkerRow {
     pub sleeps: Rate,
     pub looks: Rate,
     pub passed_over: Rate,
+    /// How long half of its frames were in the switch at most, and 99 of 100; seconds. None: there
+    /// were none.
+    pub latency: [Option<f64>; 2],
 }
 
 /// Drops of a port for one reason.
@@ -89,6 +96,8 @@ pub struct Figures {
     pub ports: Vec<PortRow>,
     pub workers: Vec<WorkerRow>,
     pub drops: Vec<DropRow>,
+    /// Guests that are too slow: since the last look or, at the first one, ever.
+    pub slow: Vec<Slow>,
     pub flows: Vec<FlowRow>,
 }
 
@@ -130,6 +139,11 @@ impl<'a> Since<'a> {
         Some(((worker.busy_seconds - then.busy_seconds) / self.secs).clamp(0.0, 1.0))
     }
 
+    fn latency(&self, worker: &Worker, part: f64) -> Option<f64> {
+        let then = self.before?.workers.iter().find(|then| then.worker == worker.worker)?;
+        quantile(&worker.latency, Some(&then.latency), part)
+    }
+
     fn flow(&self, flow: &Flow, of: impl Fn(&Flow) -> u64) -> Rate {
         let same = |then: &&Flow| then.from == flow.from && then.to == flow.to;
         self.rate(of(flow), |then| then.flows.iter().find(same).map(&of))
@@ -164,6 +178,7 @@ impl Model {
             ports,
             workers: now.workers.iter().map(|worker| worker_row(since, worker)).collect(),
             drops: now.ports.iter().flat_map(|port| drop_rows(since, port)).collect(),
+            slow: slow::guests(&now.ports, since.before.map(|then| (&then.ports[..], since.secs))),
             flows,
         };
         self.last = Some(now);
@@ -190,9 +205,16 @@ impl Model {
             bits_in,
             bits_out,
             drops: since.port(port, Port::dropped),
+            ring: emptiest(port),
             weight: *weight,
         }
     }
+}
+
+/// The receive ring with the fewest buffers left, of those where it is known.
+fn emptiest(port: &Port) -> Option<ReceiveRing> {
+    let rings = port.egress_queues.iter().filter_map(|queue| queue.ring.clone());
+    rings.filter(|ring| ring.buffers.is_some()).min_by_key(|ring| ring.buffers)
 }
 
 fn worker_row(since: Since<'_>, worker: &Worker) -> WorkerRow {
@@ -203,6 +225,7 @@ fn worker_row(since: Since<'_>, worker: &Worker) -> WorkerRow {
         sleeps: since.worker(worker, "sleeps"),
         looks: since.worker(worker, "looks"),
         passed_over: since.worker(worker, "passed_over"),
+        latency: [0.5, 0.99].map(|part| since.latency(worker, part)),
     }
 }
 
@@ -264,6 +287,7 @@ mod tests {
         let flow = &second.flows[0];
         assert_eq!((flow.frames, flow.bits, flow.way), (Some(500.0), Some(4e5), Way::Guests));
         assert_eq!(second.workers[0].busy, Some(0.5));
+        assert_eq!(second.workers[0].latency, [Some(1.5e-6), Some(1.99e-6)]);
         assert_eq!(second.drops[0].frames, Some(5.0));
         assert_eq!(second.sums.guests, Some(4e5));
         assert_eq!(second.sums.drops, Some(10.0));

@@ -49,13 +49,15 @@ pub enum SortBy {
     BitsIn,
     BitsOut,
     Drops,
+    /// The fewest buffers first.
+    Ring,
     /// In both directions.
     Traffic,
 }
 
 impl SortBy {
     /// Each one's key.
-    pub const KEYS: [(char, Self); 9] = [
+    pub const KEYS: [(char, Self); 10] = [
         ('n', Self::Name),
         ('k', Self::Kind),
         ('s', Self::State),
@@ -64,6 +66,7 @@ impl SortBy {
         ('b', Self::BitsIn),
         ('B', Self::BitsOut),
         ('d', Self::Drops),
+        ('r', Self::Ring),
         ('t', Self::Traffic),
     ];
 
@@ -79,6 +82,11 @@ impl SortBy {
             Self::BitsIn => most(|port| port.bits_in.unwrap_or_default()),
             Self::BitsOut => most(|port| port.bits_out.unwrap_or_default()),
             Self::Drops => most(|port| port.drops.unwrap_or_default()),
+            Self::Ring => {
+                // Where nothing is known comes last.
+                let buffers = |port: &PortRow| port.ring.as_ref().and_then(|ring| ring.buffers);
+                buffers(a).unwrap_or(u32::MAX).cmp(&buffers(b).unwrap_or(u32::MAX))
+            }
             Self::Traffic => {
                 most(|port| port.bits_in.unwrap_or_default() + port.bits_out.unwrap_or_default())
             }
@@ -338,6 +346,7 @@ mod tests {
             ("k", "down vm1 vm2 up0"),
             ("s", "up0 vm1 vm2 down"),
             ("d", "up0 vm1 down vm2"),
+            ("r", "down vm1 vm2 up0"),
             ("b", "up0 vm1 down vm2"),
             ("b", "vm2 down up0 vm1"),
             ("x", "vm2 down up0 vm1"),

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use ringswitch::api::{Flow, Port, PortKind, Process, Worker};
+use ringswitch::api::{
+    Flow, Latency, LatencyBucket, Port, PortKind, Process, Queue, ReceiveRing, RingFormat, Worker,
+};
 
 use super::sample::Sample;
 
@@ -29,7 +31,19 @@ pub fn port(name: &str, kind: PortKind, uplink: bool, frames: u64) -> Port {
         addresses: 1,
         counters: counters.map(|(name, count)| (name.to_owned(), count)).into(),
         drops: BTreeMap::from([("rx_ring_full".to_owned(), frames / 100)]),
+        egress_queues: if kind == PortKind::Tap { Vec::new() } else { queues(frames) },
     }
+}
+
+/// Two queues of a guest, of which the first one has no buffers and the frames of the port.
+fn queues(frames: u64) -> Vec<Queue> {
+    let queue = |queue, frames, buffers| Queue {
+        queue,
+        frames,
+        drops: BTreeMap::from([("rx_ring_full".to_owned(), frames / 100)]),
+        ring: Some(ReceiveRing { format: RingFormat::Split, entries: 256, buffers }),
+    };
+    vec![queue(0, frames, Some(0)), queue(1, 0, Some(200))]
 }
 
 pub fn flow(from: &str, to: &str, frames: u64) -> Flow {
@@ -44,6 +58,10 @@ pub fn sample(second: u32, pid: u32, frames: u64) -> Sample {
         worker: 0,
         busy_seconds: frames as f64 / 1000.0,
         counters: BTreeMap::from([("frames".to_owned(), frames), ("sleeps".to_owned(), 7)]),
+        latency: Latency {
+            sum_seconds: frames as f64 * 1.5e-6,
+            buckets: vec![LatencyBucket { from_ns: 1000, upto_ns: Some(2000), frames }],
+        },
     };
     Sample {
         at: *BEGIN + SECOND * second,

@@ -11,10 +11,11 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::api::{Flow, Worker};
+use crate::api::{Flow, Latency, Port, Queue, Worker};
 use crate::port::Totals;
 
 use super::View;
+use super::view::LIMITS_NS;
 
 /// What [`render`] writes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -70,7 +71,35 @@ fn ports(families: &mut Families<'_>, view: &View) -> Result<(), Error> {
     let values = ports.iter().map(|port| (label(&port.name), u64::from(port.queues)));
     families.gauges("port_queues", "Queue pairs or queues that are in use.", values)?;
     let values = ports.iter().map(|port| (label(&port.name), u64::from(port.addresses)));
-    families.gauges("port_addresses", "Addresses that were learned at the port.", values)
+    families.gauges("port_addresses", "Addresses that were learned at the port.", values)?;
+    queues(families, &ports)
+}
+
+/// The queues by which frames leave: those in use, and of their drops those that there were.
+fn queues(families: &mut Families<'_>, ports: &[Port]) -> Result<(), Error> {
+    let queues = || {
+        let of = |port: &'_ Port| {
+            let name = port.name.clone();
+            let label =
+                move |queue: &Queue| [("port", name.clone()), ("queue", queue.queue.to_string())];
+            port.egress_queues.iter().map(|queue| (label(queue), queue.clone())).collect::<Vec<_>>()
+        };
+        ports.iter().flat_map(of)
+    };
+    let frames = queues().map(|(label, queue)| (label, queue.frames));
+    families.counters("port_queue_frames", "Frames delivered to the queue.", frames)?;
+    let drops = queues().flat_map(|([port, number], queue)| {
+        let label = move |reason| [port.clone(), number.clone(), ("reason", reason)];
+        queue.drops.into_iter().map(move |(reason, count)| (label(reason), count))
+    });
+    let text = "Frames that the queue didn't take, by reason; only reasons that came up.";
+    families.counters("port_queue_dropped_frames", text, drops)?;
+    let rings = || queues().filter_map(|(label, queue)| Some((label, queue.ring?)));
+    let entries = rings().map(|(label, ring)| (label, u64::from(ring.entries)));
+    families.gauges("port_ring_entries", "Entries of the guest's receive ring.", entries)?;
+    let buffers = rings().filter_map(|(label, ring)| Some((label, u64::from(ring.buffers?))));
+    let text = "Entries of the guest's receive ring with buffers, behind the last burst.";
+    families.gauges("port_ring_buffers", text, buffers)
 }
 
 fn workers(families: &mut Families<'_>, workers: &[Worker]) -> Result<(), Error> {
@@ -87,7 +116,9 @@ fn workers(families: &mut Families<'_>, workers: &[Worker]) -> Result<(), Error>
         let values = workers.iter().map(|worker| (label(worker), value(worker)));
         families.counters(&format!("worker_{name}"), text, values)?;
     }
-    Ok(())
+    let text = "How long frames were in the switch, from the reading of their burst to its end.";
+    let times = workers.iter().map(|worker| (label(worker), &worker.latency));
+    families.histograms("worker_frame_seconds", text, times)
 }
 
 /// Of pairs that had frames only: all of them would be the square of the ports.
@@ -122,6 +153,28 @@ impl Families<'_> {
         self.family(name, help, MetricType::Counter, |mut family| {
             values.into_iter().try_for_each(|(labels, value)| {
                 family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+            })
+        })
+    }
+
+    fn histograms<'l, L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, &'l Latency)>,
+    ) -> Result<(), Error> {
+        self.family(name, help, MetricType::Histogram, |mut family| {
+            values.into_iter().try_for_each(|(labels, latency)| {
+                let frames = |limit: Option<u64>| {
+                    let mut same = latency.buckets.iter().filter(|b| b.upto_ns == limit);
+                    same.next().map_or(0, |bucket| bucket.frames)
+                };
+                let limits = LIMITS_NS.iter().map(|ns| (*ns as f64 / 1e9, frames(Some(*ns))));
+                let buckets: Vec<_> = limits.chain([(f64::INFINITY, frames(None))]).collect();
+                let count = buckets.iter().map(|(_, frames)| frames).sum();
+                let sum = latency.sum_seconds;
+                let mut family = family.encode_family(&labels)?;
+                family.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
             })
         })
     }

@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::api::{Flow, Mac, Port, PortKind, Process, Worker};
+use crate::api::{
+    Flow, Latency, LatencyBucket, Mac, Port, PortKind, Process, Queue, ReceiveRing, RingFormat,
+    Worker,
+};
 use crate::config::{self, PortSettings, Settings};
 use crate::frame::{DropReason, PortId};
-use crate::port;
+use crate::port::{self, QueueTotals};
+use crate::ring::Fill;
 use crate::sys::clock;
 use crate::sys::privilege::user_id;
 use crate::wire::ethernet::MacAddr;
@@ -146,6 +150,7 @@ impl View {
             addresses: self.shared.macs.port_len(port.id.0),
             counters: totals.named().map(|(name, count)| (name.to_owned(), count)).collect(),
             drops: drops.map(|(reason, count)| (reason.to_string(), count)).collect(),
+            egress_queues: egress_queues(port, queues),
         }
     }
 
@@ -157,10 +162,12 @@ impl View {
         let rate = self.tsc_rate();
         (0..)
             .zip(workers)
-            .map(|(worker, counters)| {
+            .zip(&self.shared.counters)
+            .map(|((worker, counters), own)| {
                 let counters = named(counters);
                 let cycles = counters.get("busy_cycles").copied().unwrap_or_default();
-                Worker { worker, busy_seconds: cycles as f64 / rate, counters }
+                let latency = latency(&own.latency, rate);
+                Worker { worker, busy_seconds: cycles as f64 / rate, counters, latency }
             })
             .collect()
     }
@@ -187,5 +194,53 @@ impl View {
         });
         macs.sort_unstable();
         macs
+    }
+}
+
+/// The limits of buckets of times, ns: six in each power of ten.
+pub(super) const LIMITS_NS: [u64; 31] = [
+    100, 150, 200, 300, 500, 700, 1_000, 1_500, 2_000, 3_000, 5_000, 7_000, 10_000, 15_000, 20_000,
+    30_000, 50_000, 70_000, 100_000, 150_000, 200_000, 300_000, 500_000, 700_000, 1_000_000,
+    1_500_000, 2_000_000, 3_000_000, 5_000_000, 7_000_000, 10_000_000,
+];
+
+/// Makes times of cycles, of which there are `rate` in a second. What is in a bucket of cycles is
+/// taken for as long as its middle.
+fn latency(cycles: &worker::Latency, rate: f64) -> Latency {
+    let mut buckets: Vec<LatencyBucket> = Vec::new();
+    for (middle, frames) in cycles.buckets() {
+        let ns = (middle as f64 / rate * 1e9) as u64;
+        let above = LIMITS_NS.partition_point(|limit| *limit < ns);
+        let upto_ns = LIMITS_NS.get(above).copied();
+        let from_ns = above.checked_sub(1).and_then(|below| LIMITS_NS.get(below));
+        let from_ns = from_ns.copied().unwrap_or_default();
+        match buckets.last_mut() {
+            Some(last) if last.upto_ns == upto_ns => last.frames += frames,
+            _ => buckets.push(LatencyBucket { from_ns, upto_ns, frames }),
+        }
+    }
+    Latency { sum_seconds: cycles.sum() as f64 / rate, buckets }
+}
+
+/// The queues by which frames leave: the first `used` ones, and those that have counted something.
+fn egress_queues(port: &port::Port, used: u32) -> Vec<Queue> {
+    let queue = |(queue, totals): (u32, QueueTotals)| Queue {
+        queue,
+        frames: totals.frames,
+        drops: totals.drops().map(|(reason, count)| (reason.to_string(), count)).collect(),
+        ring: match &port.kind {
+            port::Kind::Vhost(vhost) => vhost.fill(queue as usize).map(receive_ring),
+            port::Kind::Tap(_) => None,
+        },
+    };
+    let queues = (0..).zip(port.queue_totals());
+    queues.filter(|(index, totals)| *index < used || !totals.is_zero()).map(queue).collect()
+}
+
+fn receive_ring(fill: Fill) -> ReceiveRing {
+    ReceiveRing {
+        format: if fill.packed { RingFormat::Packed } else { RingFormat::Split },
+        entries: fill.size.into(),
+        buffers: fill.buffers.map(u32::from),
     }
 }

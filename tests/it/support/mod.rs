@@ -4,6 +4,7 @@
 //! log of the process concerned.
 
 pub mod balance;
+pub mod http;
 pub mod lan;
 pub mod machines;
 pub mod netns;

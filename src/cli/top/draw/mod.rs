@@ -27,10 +27,12 @@ p           pause: the switch goes on, the picture stays
 q Ctrl-C    quit
 
 Ports       sort by n name, k kind, s state, f F frames in and out,
-            b B bits in and out, d drops, t traffic; twice: reversed
+            b B bits in and out, d drops, r ring, t traffic; twice: reversed
 Flows       l: list or matrix; rows are senders, columns receivers
 
-IN is what comes from the port into the switch, OUT what leaves by it.
+IN is what comes from the port into the switch, OUT what leaves by it,
+RING BUFS how many receive buffers the guest has left: 0 is too slow.
+P50, P99: half of the frames, or 99 of 100, were in the switch no longer.
 Prefixes are those of the SI: 1 k is 1000. Any key closes this.";
 
 /// Draws all of it.
@@ -137,7 +139,7 @@ fn keys(app: &App, look: Look) -> Line<'static> {
         [("/", "filter"), ("p", "pause"), ("+ -", "interval"), ("?", "help"), ("q", "quit")];
     const TYPING: [(&str, &str); 2] = [("Enter", "keep the filter"), ("Esc", "show all")];
     let own = match app.view {
-        View::Ports => ("n k s f F b B d t", "sort"),
+        View::Ports => ("n k s f F b B d r t", "sort"),
         View::Flows => ("l", "list or matrix"),
         View::Workers | View::Drops => ("1-4 Tab", "views"),
     };

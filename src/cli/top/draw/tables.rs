@@ -4,17 +4,21 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Rect};
 use ratatui::style::Style;
 use ratatui::text::{Line, Text};
-use ratatui::widgets::{Cell, Row, Table};
+use ratatui::widgets::{Cell, Paragraph, Row, Table};
 use ringswitch::frame::DropReason;
 
-use super::text::{Look, fitted, number};
+use super::text::{Look, fitted, number, wrapped};
 use super::{nothing, range, window};
+use crate::cli::latency::micros;
 use crate::cli::numbers::whole;
+use crate::cli::slow;
 use crate::cli::top::model::{DropRow, PortRow, Rate, WorkerRow};
 use crate::cli::top::state::{App, SortBy};
 
 /// From here on there is room for what reasons mean.
 const WIDE: u16 = 130;
+/// So many guests that are too slow are named.
+const SLOW: usize = 3;
 /// The longest bar.
 const BAR: usize = 40;
 
@@ -64,6 +68,10 @@ fn rate<'a>(value: Rate, look: Look) -> Cell<'a> {
     right(number(value), look.rate(value))
 }
 
+fn time<'a>(seconds: Option<f64>, look: Look) -> Cell<'a> {
+    right(micros(seconds), if seconds.is_some() { Style::new() } else { look.faint() })
+}
+
 /// The lines of an area below the columns' names.
 pub(super) fn room(area: Rect) -> usize {
     usize::from(area.height.saturating_sub(2))
@@ -80,7 +88,7 @@ pub(super) fn ports(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Look
     let ports = app.ports();
     let longest = ports.iter().map(|port| port.name.len()).max().unwrap_or_default();
     // What the other columns and their spaces leave.
-    let width = longest.clamp(6, usize::from(area.width.saturating_sub(65).max(6)));
+    let width = longest.clamp(6, usize::from(area.width.saturating_sub(66).max(6)));
     let arrow = |by: SortBy, plain: &'static str, [up, down]: [&'static str; 2]| {
         if app.sort != by {
             plain
@@ -94,11 +102,12 @@ pub(super) fn ports(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Look
         Column::left(arrow(SortBy::Name, "PORT", ["PORT▲", "PORT▼"]), width as u16),
         Column::left(arrow(SortBy::Kind, "KIND", ["KIND▲", "KIND▼"]), 6),
         Column::left(arrow(SortBy::State, "STATE", ["STATE▲", "STATE▼"]), 6),
-        Column::right(["FRAMES/S", arrow(SortBy::FramesIn, "IN", ["▲IN", "▼IN"])], 8),
-        Column::right(["BIT/S", arrow(SortBy::BitsIn, "IN", ["▲IN", "▼IN"])], 6),
-        Column::right(["FRAMES/S", arrow(SortBy::FramesOut, "OUT", ["▲OUT", "▼OUT"])], 8),
-        Column::right(["BIT/S", arrow(SortBy::BitsOut, "OUT", ["▲OUT", "▼OUT"])], 6),
-        Column::right(["", arrow(SortBy::Drops, "DROPS/S", ["▲DROPS/S", "▼DROPS/S"])], 8),
+        Column::right(["FRAMES", arrow(SortBy::FramesIn, "IN/S", ["▲IN/S", "▼IN/S"])], 6),
+        Column::right(["BITS", arrow(SortBy::BitsIn, "IN/S", ["▲IN/S", "▼IN/S"])], 6),
+        Column::right(["FRAMES", arrow(SortBy::FramesOut, "OUT/S", ["▲OUT/S", "▼OUT/S"])], 6),
+        Column::right(["BITS", arrow(SortBy::BitsOut, "OUT/S", ["▲OUT/S", "▼OUT/S"])], 6),
+        Column::right(["DROPS", arrow(SortBy::Drops, "/S", ["▲/S", "▼/S"])], 6),
+        Column::right(["RING", arrow(SortBy::Ring, "BUFS", ["▲BUFS", "▼BUFS"])], 5),
     ];
     let row = |port: &PortRow| {
         let state = if port.up { ("up", look.good()) } else { ("down", look.bad()) };
@@ -111,6 +120,7 @@ pub(super) fn ports(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Look
             rate(port.frames_out, look),
             rate(port.bits_out, look),
             right(number(port.drops), look.drops(port.drops)),
+            buffers(port, look),
         ])
     };
     let shown = ports.get(seen.clone()).unwrap_or_default().iter();
@@ -120,10 +130,19 @@ pub(super) fn ports(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Look
     range(&seen, count, "port") + by
 }
 
+/// How many receive buffers the guest has left.
+fn buffers<'a>(port: &PortRow, look: Look) -> Cell<'a> {
+    match &port.ring {
+        Some(ring) if ring.buffers == Some(0) => right(ring.free(), look.bad()),
+        Some(ring) => right(ring.free(), Style::new()),
+        None => right("-".to_owned(), look.faint()),
+    }
+}
+
 pub(super) fn workers(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Look) -> String {
     let count = app.figures.workers.len();
     let seen = window(&mut app.scroll.row, count, room(area));
-    let bar = usize::from(area.width.saturating_sub(66)).clamp(8, BAR);
+    let bar = usize::from(area.width.saturating_sub(68)).clamp(4, BAR);
     let columns = [
         Column::left("WORKER", 6),
         Column::right(["", "BUSY"], 4),
@@ -132,6 +151,8 @@ pub(super) fn workers(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Lo
         Column::right(["", "SLEEPS/S"], 8),
         Column::right(["", "LOOKS/S"], 7),
         Column::right(["PASSED", "OVER/S"], 6),
+        Column::right(["P50", "µs"], 6),
+        Column::right(["P99", "µs"], 6),
     ];
     let row = |worker: &WorkerRow| {
         let share = worker.busy.map_or_else(|| "-".to_owned(), |b| format!("{:.0}%", b * 100.0));
@@ -146,6 +167,8 @@ pub(super) fn workers(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Lo
             rate(worker.sleeps, look),
             rate(worker.looks, look),
             rate(worker.passed_over, look),
+            time(worker.latency[0], look),
+            time(worker.latency[1], look),
         ])
     };
     let shown = app.figures.workers.get(seen.clone()).unwrap_or_default().iter();
@@ -168,6 +191,7 @@ pub(super) fn drops(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Look
     }
     let rate_of = |drop: &DropRow| drop.frames.unwrap_or_default();
     all.sort_by(|a, b| rate_of(b).total_cmp(&rate_of(a)).then_with(|| b.total.cmp(&a.total)));
+    let area = slow_guests(frame, area, app, look);
     let seen = window(&mut app.scroll.row, all.len(), room(area));
     let longest = all.iter().map(|drop| drop.port.len()).max().unwrap_or_default().max(4);
     let mut columns = vec![
@@ -192,4 +216,22 @@ pub(super) fn drops(frame: &mut Frame<'_>, area: Rect, app: &mut App, look: Look
     let shown = all.get(seen.clone()).unwrap_or_default().iter();
     table(frame, area, &columns, shown.map(row), look);
     range(&seen, all.len(), "reason") + ", most frames first"
+}
+
+/// Says at the bottom which guests are too slow. Returns what is left of the area.
+fn slow_guests(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) -> Rect {
+    let slow = app.figures.slow.iter().filter(|slow| app.passes(&slow.port)).take(SLOW);
+    let line = |(text, style)| Line::styled(format!(" {text}"), style);
+    let width = usize::from(area.width - 2);
+    let texts = slow.flat_map(|slow| wrapped(&slow.to_string(), width));
+    let mut lines: Vec<_> = texts.map(|text| line((text, look.bad()))).collect();
+    if lines.is_empty() {
+        return area;
+    }
+    lines.push(line((slow::ADVICE.to_owned(), look.faint())));
+    let height = (lines.len() as u16).min(area.height / 2);
+    let place = Rect { y: area.bottom() - height, height, ..area };
+    frame.render_widget(Paragraph::new(lines), place);
+    // And an empty line.
+    Rect { height: area.height - height - 1, ..area }
 }

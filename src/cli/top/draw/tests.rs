@@ -78,10 +78,10 @@ fn ports_have_rates_under_whole_headers() {
         let lines = lines(&mut app(|_| {}), size);
         assert_eq!(
             words(&lines, "PORT"),
-            ["PORT", "KIND", "STATE", "IN", "IN", "OUT", "OUT", "DROPS/S"]
+            ["PORT", "KIND", "STATE", "IN/S", "IN/S", "OUT/S", "OUT/S", "/S", "BUFS"]
         );
         let row = words(&lines, "vm1");
-        let rates = "1.00 M 800 M 1.00 M 800 M 10.0 k".split(' ');
+        let rates = "1.00 M 800 M 1.00 M 800 M 10.0 k 0".split(' ');
         assert_eq!(row, ["vm1", "guest", "up"].into_iter().chain(rates).collect::<Vec<_>>());
         assert_eq!(words(&lines, "up0")[1], "uplink");
         assert!(lines[size.1 as usize - 1].contains("q quit"), "{}", lines[size.1 as usize - 1]);
@@ -99,10 +99,10 @@ fn the_column_that_is_sorted_by_is_marked() {
     let mut app = app(|_| {});
     assert!(text(&mut app, SMALL).contains("most traffic first"));
     app.key(crossterm::event::KeyCode::Char('d').into());
-    assert!(text(&mut app, SMALL).contains("▼DROPS/S"));
+    assert!(text(&mut app, SMALL).contains("▼/S"));
     app.key(crossterm::event::KeyCode::Char('d').into());
     let text = text(&mut app, SMALL);
-    assert!(text.contains("▲DROPS/S") && !text.contains("traffic first"), "{text}");
+    assert!(text.contains("▲/S") && !text.contains("traffic first"), "{text}");
 }
 
 #[test]
@@ -126,6 +126,9 @@ fn workers_have_bars() {
     let full = row[2].chars().filter(|c| *c == '█').count();
     assert_eq!(full * 4, row[2].chars().count().next_multiple_of(4), "{row:?}");
     assert!(words(&lines, "WORKER").contains(&"SLEEPS/S".to_owned()), "{lines:#?}");
+    assert!(row.ends_with(&["1.5".to_owned(), "2.0".to_owned()]), "{row:?}");
+    let least = text(&mut app, LEAST);
+    assert!(least.contains("µs      µs"), "{least}");
 }
 
 #[test]
@@ -136,6 +139,16 @@ fn drops_have_reasons_and_meanings_where_there_is_room() {
         words(&lines(&mut app, SMALL), "vm1"),
         ["vm1", "rx_ring_full", "10.0", "k", "10,000"]
     );
+    let small = text(&mut app, SMALL);
+    for part in [
+        "\n vm1 is too slow: its receive ring was full for 10.0 k frames/s; queue 0 has no\n buffers\n",
+        "\n Give it larger rings",
+    ] {
+        assert!(small.contains(part), "{small}");
+    }
+    app.filter = "vm2".to_owned();
+    assert!(!text(&mut app, SMALL).contains("too slow"));
+    app.filter.clear();
     let wide = text(&mut app, LARGE);
     assert!(wide.contains("too slow: it has no receive buffer left."), "{wide}");
 }
@@ -206,7 +219,7 @@ fn what_is_not_known_yet_is_a_dash() {
     let mut model = Model::default();
     let mut app = App::new(model.take(sample(0, 1, 5)).0, 5);
     let lines = lines(&mut app, SMALL);
-    assert_eq!(words(&lines, "vm1").join(" "), "vm1 guest up - - - - -");
+    assert_eq!(words(&lines, "vm1").join(" "), "vm1 guest up - - - - - 0");
     assert!(lines[1].contains("guests - bit/s"), "{}", lines[1]);
     assert!(lines[0].ends_with("every 5 seconds"));
 }

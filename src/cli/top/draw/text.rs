@@ -102,6 +102,22 @@ pub fn fitted(name: &str, width: usize) -> String {
     format!("{head}…{tail}")
 }
 
+/// A text in lines of `width` columns, cut between words.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// `1 d 02:03:04`.
 pub fn age(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
@@ -131,6 +147,13 @@ mod tests {
         assert_eq!(fitted("tenant-a-web-01", 8), "ten…b-01");
         assert_eq!(fitted("abc", 1), "…");
         assert_eq!(fitted("abc", 0), "");
+    }
+
+    #[test]
+    fn texts_are_cut_between_words() {
+        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("one two three", 13), ["one two three"]);
+        assert_eq!(wrapped("one-two three", 3), ["one-two", "three"]);
     }
 
     #[test]
