@@ -38,6 +38,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::Room;
 pub use format::Format;
 pub use guest_rx::{AnyReceiver, Receiver, RxFault};
 pub use guest_tx::TxBurst;

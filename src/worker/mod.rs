@@ -17,6 +17,7 @@ mod mailbox;
 mod pipeline;
 mod poll;
 mod source;
+mod trace;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -33,6 +34,7 @@ pub use gate::Gate;
 pub use mailbox::{Mailbox, Order};
 pub use poll::Worker;
 pub use source::Placement;
+pub use trace::{Step, Walk};
 
 /// What all workers share.
 #[derive(Debug)]

@@ -87,7 +87,7 @@ impl Pipeline {
     #[inline(never)]
     fn affordable(&self, ingress: &Port, frames: &[Frame]) -> usize {
         let ports = &self.shared.ports;
-        let others = || ports.iter().filter(|port| port.id != ingress.id && port.is_up());
+        let others = || flood_set(ports, ingress);
         let (mut cut, mut flooded) = (0, 0);
         for (index, frame) in frames.iter().enumerate() {
             match frame.verdict {
@@ -140,7 +140,7 @@ impl Pipeline {
     fn flood(&mut self, ingress: &Port, indices: Range<u16>) {
         let shared = Arc::clone(&self.shared);
         let counters = ingress.counters(self.worker);
-        let others = shared.ports.iter().filter(|port| port.id != ingress.id && port.is_up());
+        let others = flood_set(&shared.ports, ingress);
         let copies = others.map(|port| self.push(port.id.0, indices.clone())).count();
         if copies == 0 {
             return counters.drop(DropReason::NoDestination, indices.len() as u64);
@@ -195,6 +195,15 @@ impl Pipeline {
     pub fn shared(&self) -> &Shared {
         &self.shared
     }
+}
+
+/// The ports that a frame from `ingress` leaves by if it goes to all.
+pub(super) fn flood_set<'p>(
+    ports: &'p [Arc<Port>],
+    ingress: &Port,
+) -> impl Iterator<Item = &'p Port> {
+    let ingress = ingress.id;
+    ports.iter().map(Arc::as_ref).filter(move |port| port.id != ingress && port.is_up())
 }
 
 /// Sends a group out of its port, and counts what went there.
