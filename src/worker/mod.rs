@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use crate::port::{Counter, Port};
 use crate::table::mac::MacTable;
 
-pub use capture::{Buffer, Capture, Fate, MAX_CAPTURES, Record};
+pub use capture::{Buffer, Capture, Fate, MAX_CAPTURES, Record, Stamps};
 pub use events::PortEvents;
 pub use flows::{Flow, Flows};
 pub use gate::Gate;

@@ -67,6 +67,7 @@ impl Pipeline {
         sends: Offloads,
         now: u32,
     ) -> usize {
+        let read = self.watch.stamp();
         let segmentable = stage::sanitise(frames, sends);
         let floods = stage::forward(frames, &self.shared.macs, ingress.id, now);
         let mut count = frames.len();
@@ -75,10 +76,11 @@ impl Pipeline {
         }
         let frames = frames.get(..count).unwrap_or_default();
         self.group(ingress, frames);
-        if self.watch.concerns(ingress.id, &self.touched) {
-            self.send_watched(ingress, frames, segments);
-        } else {
-            self.send(ingress, frames, segments);
+        match read {
+            Some(read) if self.watch.concerns(ingress.id, &self.touched) => {
+                self.send_watched(ingress, frames, segments, read);
+            }
+            _ => self.send(ingress, frames, segments),
         }
         count
     }
@@ -162,12 +164,19 @@ impl Pipeline {
         }
     }
 
-    /// The same, for somebody who wants copies and to know what became of them.
+    /// The same, for somebody who wants copies and to know what became of them. `read`: when the burst
+    /// was.
     #[inline(never)]
-    fn send_watched(&mut self, ingress: &Port, frames: &[Frame], segments: &Segments<'_>) {
+    fn send_watched(
+        &mut self,
+        ingress: &Port,
+        frames: &[Frame],
+        segments: &Segments<'_>,
+        read: u64,
+    ) {
         let Self { worker, watch, .. } = self;
         let burst = Burst { worker: *worker, ingress: ingress.id, frames, segments };
-        watch.begin();
+        watch.begin(read);
         for port in self.touched.drain(..) {
             let index = usize::from(port);
             let target = self.shared.ports.get(index).zip(self.groups.get_mut(index));
