@@ -20,6 +20,7 @@ use ringswitch::control::{self, Start};
 
 use cli::attach::{AttachError, Attachment};
 use cli::client::ClientError;
+use cli::trace::TraceError;
 use cli::{ArgsArgs, Cli, Command, LogLevel, RunArgs};
 
 /// Why a command failed, sorted by what the operator has to look at.
@@ -42,6 +43,8 @@ enum Failure {
     NotUpgraded,
     #[error(transparent)]
     Api(#[from] ClientError),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     #[error("frames can't be shown on a terminal: add -w FILE, or pipe them: -w - | tcpdump -nr -")]
     Terminal,
     #[error("cannot write frames to {}; those before are there", .0.display())]
@@ -77,7 +80,7 @@ impl Failure {
             | Failure::Attach(_)
             | Failure::NoUpgradeSocket
             | Failure::Terminal => 2,
-            Failure::NoTerminal => 2,
+            Failure::NoTerminal | Failure::Trace(_) => 2,
         }
     }
 }
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => cli::generate::completions(args),
         Command::Man(args) => cli::generate::man(args),
         Command::Top(args) => cli::top::run(args),
+        Command::Trace(args) => cli::trace::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -75,10 +75,15 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     if args.write == Path::new("-") && io::stdout().is_terminal() {
         return Err(Failure::Terminal);
     }
+    client.stream(&args.path(), over(args.seconds)?, |bytes| out.write(bytes))
+}
+
+/// Waits for Ctrl-C, but no longer than for so many seconds.
+pub fn over(seconds: Option<u32>) -> io::Result<impl Future<Output = ()>> {
     let signal = signal()?;
-    let over = async {
+    Ok(async move {
         let time = async {
-            match args.seconds {
+            match seconds {
                 Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
                 None => std::future::pending().await,
             }
@@ -87,8 +92,7 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
             () = time => {}
             _ = signal => {}
         }
-    };
-    client.stream(&args.path(), over, |bytes| out.write(bytes))
+    })
 }
 
 /// Hears of Ctrl-C and SIGTERM. By a thread: tokio's own signals would be part of the switch's

@@ -4,11 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use ringswitch::api::Problem;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -62,8 +63,28 @@ impl Client {
 
     /// What is at `path`, below `/v1`.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.answer(Method::GET, path, Bytes::new())
+    }
+
+    /// What is answered to `body` at `path`, below `/v1`.
+    pub fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.into()))?;
+        self.answer(Method::POST, path, body.into())
+    }
+
+    fn answer<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
         let answer = async {
-            let asked = tokio::time::timeout(PATIENCE, self.ask(path));
+            let asked = async { whole(self.request(method, path, body).await?).await };
+            let asked = tokio::time::timeout(PATIENCE, asked);
             asked.await.map_err(|_| ClientError::Silent)?
         };
         parse(&self.runtime.block_on(answer)?)
@@ -81,7 +102,7 @@ impl Client {
         mut f: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let pieces = async {
-            let mut body = self.request(path).await?.into_body();
+            let mut body = self.request(Method::GET, path, Bytes::new()).await?.into_body();
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|_| ClientError::Ended)?;
                 frame.data_ref().map_or(Ok(()), |bytes| f(bytes))?;
@@ -96,12 +117,13 @@ impl Client {
         })
     }
 
-    async fn ask(&self, path: &str) -> Result<Bytes, ClientError> {
-        whole(self.request(path).await?).await
-    }
-
     /// The beginning of an answer that isn't a refusal.
-    async fn request(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
             let socket = self.socket.clone();
             match error.kind() {
@@ -114,9 +136,12 @@ impl Client {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(io).await.map_err(failed)?;
         tokio::spawn(connection);
-        let request = Request::get(format!("/v1{path}"))
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/v1{path}"))
             .header("host", "ringswitch")
-            .body(Empty::<Bytes>::new())
+            .header("content-type", "application/json")
+            .body(Full::new(body))
             .map_err(|error| ClientError::Answer(error.into()))?;
         let answer = sender.send_request(request).await.map_err(failed)?;
         if answer.status() == StatusCode::OK {

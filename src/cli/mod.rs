@@ -11,6 +11,7 @@ mod numbers;
 pub mod show;
 mod tables;
 pub mod top;
+pub mod trace;
 pub mod upgrade;
 mod way;
 
@@ -100,6 +101,8 @@ pub enum Command {
     Man(generate::ManArgs),
     /// Watch the switch that runs, in a terminal
     Top(top::TopArgs),
+    /// Show the way that a frame would go, or the way that real frames go
+    Trace(Box<trace::TraceArgs>),
 }
 
 #[derive(Debug, Args)]

@@ -390,7 +390,7 @@ fn the_page_shows_what_is_printed() {
         }
         commands += 1;
     }
-    assert_eq!(commands, 7);
+    assert_eq!(commands, 8);
     bench.switch.stop();
 }
 

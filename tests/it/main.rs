@@ -31,5 +31,6 @@ mod switching;
 mod tap;
 mod testpmd;
 mod top;
+mod trace;
 mod upgrade;
 mod watchdog;

@@ -6,7 +6,9 @@
 
 mod capture;
 mod door;
+mod live;
 mod metrics;
+mod trace;
 mod view;
 
 use std::io;
@@ -17,10 +19,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -62,7 +64,18 @@ const PAUSE: Duration = Duration::from_secs(1);
         description = "What a running switch says of itself.",
         version = "1"
     ),
-    paths(process, ports, port, workers, macs, flows, capture, prometheus)
+    paths(
+        process,
+        ports,
+        port,
+        workers,
+        macs,
+        flows,
+        capture,
+        trace::trace,
+        live::live,
+        prometheus
+    )
 )]
 struct Specification;
 
@@ -238,13 +251,18 @@ fn router(view: Arc<View>) -> Router {
         .route("/v1/macs", get(macs))
         .route("/v1/capture", get(capture))
         .route("/v1/flows", get(flows))
+        .route("/v1/trace", post(trace::trace).layer(DefaultBodyLimit::max(trace::BODY)))
+        .route("/v1/trace/live", get(live::live))
         .route("/v1/openapi.yaml", get(specification))
         .route("/metrics", get(prometheus))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "there is no such path; see /v1/openapi.yaml")
         })
         .method_not_allowed_fallback(|| async {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "this path can only be read: use GET")
+            problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path is not for that method; see /v1/openapi.yaml",
+            )
         })
         .with_state(view)
 }
@@ -350,12 +368,14 @@ async fn capture(
             patience.0.store(true, Ordering::Relaxed);
             ([("content-type", PCAPNG)], Body::new(body)).into_response()
         }
-        Ok(None) => {
-            let error = format!("there are {MAX_CAPTURES} captures already: end one of them");
-            problem(StatusCode::SERVICE_UNAVAILABLE, &error)
-        }
+        Ok(None) => too_many(),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
+}
+
+fn too_many() -> Response {
+    let error = format!("there are {MAX_CAPTURES} captures already: end one of them");
+    problem(StatusCode::SERVICE_UNAVAILABLE, &error)
 }
 
 /// The type of what a capture answers.
