@@ -19,6 +19,7 @@ use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionBlock;
 use serde_json::{Value, json};
 
 use crate::support::lan::{arrived, arrived_on, attach, guest, receive, send};
+use crate::support::netns::Netns;
 use crate::support::switch::Switch;
 
 /// How long anything here may take.
@@ -221,6 +222,12 @@ fn offloads_are_foretold_as_they_are_converted() {
         assert_eq!(bench.sent(&frame), [32, 0]);
         assert_eq!(bench.switch.statistics().dropped(), u64::from(dropped.is_some()));
     }
+    // To all, it is not cut into more than 64.
+    let flooded = Flow::v4(1, 9).tcp(0, &[7; 6500]).segmentable(100);
+    let trace = bench.of("a", &flooded);
+    assert_eq!(exits(&trace), [("b", 0, Some("bad_offload")), ("c", 1, None)]);
+    assert_eq!(trace["verdict"], "delivered to c; dropped at b (bad_offload)");
+    assert_eq!(bench.sent(&flooded), [0, 1]);
     // What its header says isn't true, or wasn't negotiated.
     let header = Header { flags: NEEDS_CSUM, csum_start: 60, csum_offset: 40, ..Header::default() };
     let bad = Flow::v4(1, 2).udp(b"odd").with_header(header);
@@ -294,6 +301,44 @@ fn a_trace_changes_nothing() {
     // And everything goes on as it would have.
     assert_eq!(bench.sent(&Frame::pattern(mac(2), mac(1), 60, 1)), [1, 0]);
     bench.switch.stop();
+}
+
+#[test]
+fn a_trace_of_memory_that_is_gone_ends_that_port_only() {
+    let bench = Bench::new();
+    // Its ring is short: there is always more to look for.
+    let guest = &bench.guests[1];
+    guest.memory().file().set_len(0).expect("a shorter file");
+    let frame = Frame::pattern(mac(2), mac(1), 60, 0);
+    bench.of("a", &frame);
+    assert!(guest.connection().closed_within(PATIENCE), "the connection is ended");
+    bench.of("a", &frame);
+    let trace = bench.of("a", &Frame::pattern(mac(3), mac(1), 60, 0));
+    assert_eq!(trace["verdict"], "delivered to c");
+    let log = bench.switch.stop();
+    assert!(log.contains("the file behind the guest's memory"), "{log}");
+}
+
+#[test]
+fn an_uplink_is_a_port_as_others() {
+    let netns = Netns::new();
+    let switch = Switch::builder().netns(&netns).port("a").uplink("t0").api().start();
+    let mut a = attach(&switch, "a");
+    let trace = |words: &str| {
+        let mut command = switch.client(&["trace", "--json"]);
+        let output = command.args(words.split(' ')).output().expect("run");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    // The kernel's own words may be there already: an address that nobody has.
+    let there = trace("a icmp 10.0.0.1 10.0.0.2 --from 02:00:00:00:00:01 --to 02:00:00:00:00:99");
+    assert_eq!(there["verdict"], "delivered to uplink");
+    assert_eq!(decision(&there, "egress", Some("uplink")), "by queue 0");
+    assert_eq!(decision(&there, "offload", Some("uplink")), "passes as it is");
+    send(&mut a, &[hello(0)]);
+    let back = trace("uplink tcp 10.0.0.2 10.0.0.1 --from 02:00:00:00:00:99 --to a --tso 1000");
+    assert_eq!(back["verdict"], "delivered to a");
+    assert_eq!(decision(&back, "learn", Some("uplink")), "would be learned");
+    switch.stop();
 }
 
 /// A file in the two formats: frames of these lengths to guest 3, the last one cut when captured.
