@@ -241,7 +241,7 @@ fn offloads_are_foretold_as_they_are_converted() {
 
 #[test]
 fn a_queue_is_foretold_by_the_flow() {
-    let switch = Switch::builder().port("a").port("b").api().start();
+    let switch = Switch::builder().port("a").port("b").port("c").api().start();
     let mut a = attach(&switch, "a");
     let mut b = guest(&switch, "b").queue_pairs(4).attach().expect("a guest");
     send(&mut b, &[hello(1)]);
@@ -269,6 +269,21 @@ fn a_queue_is_foretold_by_the_flow() {
         let queues: Vec<_> = (0..4).filter(|at| !arrived_on(&mut b, *at).is_empty()).collect();
         assert_eq!([said], [format!("by queue pair {}", queues[0])]);
     }
+    // Pairs that are enabled and have no buffers are passed over.
+    let c = guest(&switch, "c").queue_pairs(4).manual_posting().attach();
+    let mut c = c.expect("a guest");
+    assert!(c.queue(0).rx.post(usize::MAX) > 0);
+    send(&mut c, &[hello(2)]);
+    let unused = (0..8u16).filter(|number| {
+        let from = format!("10.0.0.1:{}", 3000 + number);
+        let mut command = switch.client(&["trace", "a", "udp", &from, "10.0.0.3", "--json"]);
+        let output = command.args(["--from", MACS[0], "--to", MACS[2]]).output().expect("run");
+        let trace: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(decision(&trace, "egress", Some("c")), "by queue pair 0");
+        assert_eq!(trace["verdict"], "delivered to c");
+        trace.to_string().contains("the driver doesn't use the flow's")
+    });
+    assert!(unused.count() > 0);
     switch.stop();
 }
 
@@ -547,7 +562,7 @@ fn what_is_no_frame_is_refused_with_what_to_do() {
 
 /// A live trace with these arguments, which has begun, and its lines.
 fn live(bench: &Bench, arguments: &[&str]) -> (Child, impl Iterator<Item = Value> + use<>) {
-    let mut command = bench.switch.client(&["trace", "--live", "--json"]);
+    let mut command = bench.switch.client(&["trace", "--live", "--json", "--seconds", "60"]);
     let piped = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = piped.spawn().expect("run");
     let out = BufReader::new(child.stdout.take().expect("its output"));
@@ -634,6 +649,7 @@ fn a_live_trace_is_a_sample_by_a_filter_and_says_what_it_leaves_out() {
             break;
         }
     }
+    assert_eq!(shown + left_out, u64::from(count));
     assert!(shown > 0 && lost < shown, "{shown} {left_out} {lost}");
     all.kill().and_then(|()| all.wait()).expect("its end");
     let frame = drop_lines.map(|line| line["frame"].clone()).find(|frame| !frame.is_null());
@@ -644,7 +660,7 @@ fn a_live_trace_is_a_sample_by_a_filter_and_says_what_it_leaves_out() {
     assert_eq!(bench.switch.statistics().port("b", "drop_rx_ring_full"), u64::from(count) - 32);
     // For people.
     let mut command =
-        bench.switch.client(&["trace", "--live", "a", "--seconds", "600", "--count", "1"]);
+        bench.switch.client(&["trace", "--live", "a", "--seconds", "60", "--count", "1"]);
     let mut child = command.stdout(Stdio::piped()).spawn().expect("run");
     let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
     let head = lines.next().expect("a head").expect("text");
