@@ -1,6 +1,6 @@
 //! What a port would do with a frame: its queue, what its receiver gets, whether there is room.
 //!
-//! Owns no decision: it asks those who send ([`steer`](super::steer), [`offload`](super::offload),
+//! Owns no decision: it asks those who send ([`steer`](super::steer), [`offload`],
 //! the ring), and changes and counts nothing. A ring that somebody else has is not waited for.
 
 use crate::frame::{DropReason, Frame};
