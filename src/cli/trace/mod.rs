@@ -41,8 +41,8 @@ WHAT is one of
 or, with --live, a filter as of `ringswitch capture`.
 
 Nothing is sent, learned or counted: each step asks what decides about real frames, as things are
-now. --live shows a sample of the frames that really come from the port and go there, with the time
-from where a worker had read it to each step. Ctrl-C ends it.";
+now. --live shows a sample of the frames that really come from the port and go there, and how long
+after a worker had read each one it was decided about and had left. Ctrl-C ends it.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
