@@ -273,6 +273,150 @@ impl From<Level> for log::Level {
     }
 }
 
+/// A frame whose way is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TraceRequest {
+    /// The port that it would come from, by name.
+    pub port: String,
+    /// Its bytes in hex digits, from the destination address on.
+    pub frame: String,
+    /// Its virtio-net header; all zero unless said.
+    #[serde(default)]
+    pub header: TraceHeader,
+}
+
+/// What counts in a virtio-net header (virtio 1.2, 5.1.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TraceHeader {
+    /// 1: the checksum is still to be computed.
+    pub flags: u8,
+    /// 0 for none; 1 and 4: TCP over IPv4 and IPv6; 5: UDP.
+    pub gso_type: u8,
+    /// Bytes of payload in each segment.
+    pub gso_size: u16,
+    /// Where the checksummed bytes start.
+    pub csum_start: u16,
+    /// Where the checksum is, from there.
+    pub csum_offset: u16,
+}
+
+/// The way that a frame would go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Trace {
+    /// What is decided about it, in order.
+    pub steps: Vec<TraceStep>,
+    /// The ports that it would leave by, and what would become of it there.
+    pub exits: Vec<TraceExit>,
+    /// The reason for which it would go nowhere (`docs/statistics.md`).
+    pub dropped: Option<String>,
+    /// All that in a sentence.
+    pub verdict: String,
+}
+
+/// A step on a frame's way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TraceStep {
+    /// Which one.
+    pub step: TraceStage,
+    /// The port where it is taken, by name, if it is one.
+    pub port: Option<String>,
+    /// What was looked at.
+    pub saw: String,
+    /// What was decided.
+    pub decision: String,
+}
+
+/// The steps on a frame's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TraceStage {
+    /// A worker takes it from its port.
+    Ingress,
+    /// Its virtio-net header is checked.
+    Sanitise,
+    /// The address of its sender is learned.
+    Learn,
+    /// The port of its destination is looked up.
+    LookUp,
+    /// Whether its port may reach that of its destination.
+    Rules,
+    /// It goes to all ports that are up and may be reached.
+    Flood,
+    /// It leaves by a port, by one of its queues.
+    Egress,
+    /// It is converted for a receiver that doesn't take its offloads.
+    Offload,
+    /// Room for it is looked for.
+    Room,
+    /// A mirror copies it.
+    Mirror,
+}
+
+impl std::fmt::Display for TraceStage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Ingress => "ingress",
+            Self::Sanitise => "sanitise",
+            Self::Learn => "learn",
+            Self::LookUp => "look-up",
+            Self::Rules => "rules",
+            Self::Flood => "flood",
+            Self::Egress => "egress",
+            Self::Offload => "offload",
+            Self::Room => "room",
+            Self::Mirror => "mirror",
+        })
+    }
+}
+
+/// A port that a frame would leave by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TraceExit {
+    /// Its name.
+    pub port: String,
+    /// How many frames its receiver would get of it.
+    pub frames: u32,
+    /// The reason for which it would be dropped there.
+    pub dropped: Option<String>,
+}
+
+/// A line of a live trace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TraceLine {
+    /// A frame, at one of the ports that it was to leave by, or one that went nowhere.
+    Frame(TracedFrame),
+    /// So many were left out so far, because a trace is a sample.
+    LeftOut(u64),
+}
+
+/// What became of a frame, and when. Times are those of its burst, which a worker reads, decides about
+/// and delivers as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TracedFrame {
+    /// When a worker had read it, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// The port that it came from, by name.
+    pub from: String,
+    /// The port that it was to leave by, if there was one.
+    pub to: Option<String>,
+    /// Its bytes.
+    pub length: u32,
+    /// The sender's MAC address.
+    pub source: String,
+    /// The receiver's MAC address.
+    pub destination: String,
+    /// Protocol, IP addresses and ports.
+    pub summary: String,
+    /// When it was decided where it goes, nanoseconds after `time_ns`.
+    pub decided_ns: u64,
+    /// When it was in the receiver's ring, or dropped; nanoseconds after `time_ns`.
+    pub left_ns: u64,
+    /// The reason for which it was dropped, if it was.
+    pub dropped: Option<String>,
+}
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {

@@ -21,6 +21,7 @@ use ringswitch::logs;
 
 use cli::attach::{AttachError, Attachment};
 use cli::client::ClientError;
+use cli::trace::TraceError;
 use cli::{ArgsArgs, Cli, Command, RunArgs};
 
 /// Why a command failed, sorted by what the operator has to look at.
@@ -43,6 +44,8 @@ enum Failure {
     NotUpgraded,
     #[error(transparent)]
     Api(#[from] ClientError),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     #[error("frames can't be shown on a terminal: add -w FILE, or pipe them: -w - | tcpdump -nr -")]
     Terminal,
     #[error("cannot write frames to {}; those before are there", .0.display())]
@@ -84,7 +87,7 @@ impl Failure {
             | Failure::NoUpgradeSocket
             | Failure::Terminal
             | Failure::NoTable(_) => 2,
-            Failure::NoTerminal => 2,
+            Failure::NoTerminal | Failure::Trace(_) => 2,
         }
     }
 }
@@ -109,6 +112,7 @@ fn main() -> ExitCode {
         Command::Top(args) => cli::top::run(args),
         Command::LogLevel(args) => cli::log_level::run(args),
         Command::Extcap(args) => cli::extcap::run(args),
+        Command::Trace(args) => cli::trace::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -103,8 +103,13 @@ pub fn write(
     to: &Path,
 ) -> Result<(), Failure> {
     let mut out = Out { path: to, to: None };
+    client.stream(&frames.path(), over(seconds)?, |bytes| out.write(bytes))
+}
+
+/// Waits for Ctrl-C or SIGTERM, but no longer than for so many seconds.
+pub fn over(seconds: Option<u32>) -> io::Result<impl Future<Output = ()>> {
     let signal = signal()?;
-    let over = async {
+    Ok(async move {
         let time = async {
             match seconds {
                 Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
@@ -115,8 +120,7 @@ pub fn write(
             () = time => {}
             _ = signal => {}
         }
-    };
-    client.stream(&frames.path(), over, |bytes| out.write(bytes))
+    })
 }
 
 /// Hears of Ctrl-C and SIGTERM. By a thread: tokio's own signals would be part of the switch's

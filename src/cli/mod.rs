@@ -16,6 +16,7 @@ pub mod show;
 mod slow;
 mod tables;
 pub mod top;
+pub mod trace;
 pub mod upgrade;
 mod way;
 
@@ -123,6 +124,8 @@ pub enum Command {
     /// Answer Wireshark, which calls this
     #[command(hide = true)]
     Extcap(extcap::ExtcapArgs),
+    /// Show the way that a frame would go, or the way that real frames go
+    Trace(Box<trace::TraceArgs>),
 }
 
 #[derive(Debug, Clone, Args)]

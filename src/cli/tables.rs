@@ -1,7 +1,7 @@
 //! What the API says, as tables for people.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use ringswitch::api::{Flow, Mac, Port, ReceiveRing, Worker};
+use ringswitch::api::{Flow, Mac, Port, ReceiveRing, Trace, Worker};
 
 use super::latency::{micros, quantile};
 use super::numbers::{rate, scaled, whole};
@@ -213,6 +213,16 @@ pub fn flows(now: &[Flow], ports: &[Port], before: Before<'_, Vec<Flow>>) -> Str
         ]);
     }
     rendered(&table)
+}
+
+/// A line for each step, and the verdict.
+pub fn trace(trace: &Trace) -> String {
+    let mut table = table(&["step", "port", "looked at", "decision"], 4);
+    for step in &trace.steps {
+        let port = step.port.as_deref().unwrap_or_default();
+        table.add_row([&step.step.to_string(), port, &step.saw, &step.decision]);
+    }
+    format!("{}\n\n{}", rendered(&table), trace.verdict)
 }
 
 fn state(port: &Port) -> &'static str {

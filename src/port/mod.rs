@@ -6,11 +6,13 @@
 
 pub mod counters;
 mod offload;
+mod outlook;
 mod steer;
 mod tap;
 mod vhost;
 
 pub use counters::{Counter, Counters, QueueCounters, QueueTotals, Totals};
+pub use outlook::{Becomes, Chosen, Conversion, Outlook, Place};
 pub use tap::{TapPort, TapReader};
 pub use vhost::VhostPort;
 

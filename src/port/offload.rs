@@ -69,10 +69,7 @@ pub(super) fn convert(
     counters: &Counters,
     mut send: impl FnMut(Encoded, &[u8], Tail<'_>, u32) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
-    let outgoing = Outgoing::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
-    if frame.verdict == Verdict::Flood && outgoing.count() > MAX_FLOODED {
-        return Err(DropReason::BadOffload);
-    }
+    let outgoing = Outgoing::of(frame, segments, accepts)?;
     outgoing.count_conversion(counters);
     for index in 0..outgoing.count() {
         let (vnet, headers, payload, len) = outgoing.frame(index);
@@ -81,7 +78,62 @@ pub(super) fn convert(
     Ok(())
 }
 
+/// What a receiver gets of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Becomes {
+    /// How.
+    pub how: Conversion,
+    /// How many frames it is.
+    pub frames: u32,
+    /// Their bytes, without virtio-net headers.
+    pub bytes: u64,
+    /// Those of the longest.
+    pub longest: u32,
+}
+
+/// How a frame is converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conversion {
+    /// It passes as it is.
+    None,
+    /// Its checksum is completed.
+    Checksummed,
+    /// It is cut.
+    Segmented,
+}
+
+/// What a receiver with the offloads `accepts` would get of a frame.
+pub(super) fn foresee(
+    frame: &Frame,
+    segments: &Segments<'_>,
+    accepts: Offloads,
+) -> Result<Becomes, DropReason> {
+    if passes(frame.vnet, accepts).is_some() {
+        let len = frame.len;
+        return Ok(Becomes { how: Conversion::None, frames: 1, bytes: len.into(), longest: len });
+    }
+    let outgoing = Outgoing::of(frame, segments, accepts)?;
+    let lengths = (0..outgoing.count()).map(|index| outgoing.len(index));
+    Ok(Becomes {
+        how: if outgoing.segmented { Conversion::Segmented } else { Conversion::Checksummed },
+        frames: outgoing.count(),
+        bytes: lengths.clone().map(u64::from).sum(),
+        longest: lengths.max().unwrap_or(0),
+    })
+}
+
 impl<'s> Outgoing<'s> {
+    /// Plans the conversion of a frame that is to be sent.
+    fn of(
+        frame: &'s Frame,
+        segments: &'s Segments<'_>,
+        accepts: Offloads,
+    ) -> Result<Self, DropReason> {
+        let outgoing = Self::new(frame, segments, accepts).ok_or(DropReason::BadOffload)?;
+        let dear = frame.verdict == Verdict::Flood && outgoing.count() > MAX_FLOODED;
+        if dear { Err(DropReason::BadOffload) } else { Ok(outgoing) }
+    }
+
     /// Plans the conversion of `frame` for a receiver with the offloads `accepts`. None when its
     /// headers can't be understood.
     fn new(frame: &'s Frame, segments: &'s Segments<'_>, accepts: Offloads) -> Option<Self> {
@@ -116,6 +168,12 @@ impl<'s> Outgoing<'s> {
         }
     }
 
+    /// Bytes of frame `index`.
+    fn len(&self, index: u32) -> u32 {
+        let payload = self.plan.payload(index);
+        self.plan.header_len().min(MAX_HEADERS) as u32 + (payload.end - payload.start)
+    }
+
     /// Frame `index`: virtio-net header, local bytes, the rest of the payload, and the length of
     /// all of it.
     fn frame(&self, index: u32) -> (Encoded, Local, Tail<'s>, u32) {
@@ -140,7 +198,6 @@ impl<'s> Outgoing<'s> {
             room.copy_from_slice(fetched);
             local.len = header_len + fetched.len();
         }
-        let len = (header_len + (end - start)) as u32;
-        (vnet.encode(), local, tail, len)
+        (vnet.encode(), local, tail, self.len(index))
     }
 }

@@ -87,6 +87,11 @@ impl VhostPort {
         feature::accepted(self.features.load(Ordering::Relaxed))
     }
 
+    /// Offloads that the guest may use, as [`Self::accepts`].
+    pub(super) fn sends(&self) -> Offloads {
+        feature::used(self.features.load(Ordering::Relaxed))
+    }
+
     /// The transmit ring of a queue pair.
     #[inline]
     pub fn guest_tx(&self, pair: usize) -> Option<&Mutex<Ring>> {
@@ -143,7 +148,7 @@ impl VhostPort {
         let mut chosen = [0u8; BURST];
         let mut wanted = 0u64;
         for (frame, pair) in burst.frames().zip(&mut chosen) {
-            *pair = self.pair_for(frame, pairs);
+            (*pair, _) = self.pair_for(frame, pairs);
             wanted |= 1 << *pair;
         }
         let mut list = [0u16; BURST];
@@ -162,13 +167,16 @@ impl VhostPort {
         }
     }
 
-    /// The pair, of the first `pairs`, for a frame: that on which the guest sends the flow, else one
-    /// by the flow's hash.
+    /// The pair, of the first `pairs`, for a frame: that on which the guest sends the flow (true), else
+    /// one by the flow's hash (false).
     #[inline]
-    fn pair_for(&self, frame: &Frame, pairs: u32) -> u8 {
+    pub(super) fn pair_for(&self, frame: &Frame, pairs: u32) -> (u8, bool) {
         let hash = frame.flow.unwrap_or_else(|| flow_hash(frame.head()));
         let noted = self.flows.as_ref().and_then(|flows| flows.pair(hash));
-        noted.filter(|pair| u32::from(*pair) < pairs).unwrap_or((hash % pairs) as u8)
+        match noted.filter(|pair| u32::from(*pair) < pairs) {
+            Some(pair) => (pair, true),
+            None => ((hash % pairs) as u8, false),
+        }
     }
 
     fn deliver(&self, pair: usize, burst: Egress<'_>, counters: &Counters) {
@@ -272,7 +280,7 @@ fn deliver_any<F: Format>(
     }
 }
 
-fn reason(fault: RxFault) -> DropReason {
+pub(super) fn reason(fault: RxFault) -> DropReason {
     match fault {
         RxFault::Full => DropReason::RxRingFull,
         RxFault::TooSmall => DropReason::RxBufferTooSmall,

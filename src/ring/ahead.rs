@@ -69,6 +69,45 @@ impl Buffer {
     }
 }
 
+/// What a receive ring has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Buffers that the guest has posted, of the next ones.
+    pub buffers: u32,
+    /// What they hold, bytes.
+    pub bytes: u64,
+    /// What the first of them holds.
+    pub first: u32,
+    /// There may be more behind them, which weren't looked at.
+    pub more: bool,
+    /// Bytes of the virtio-net header, which go before each frame.
+    pub header: u32,
+    /// Whether a frame may fill several buffers.
+    pub mergeable: bool,
+}
+
+impl Room {
+    /// Whether there is room for `frames` frames of `bytes` bytes altogether, the longest of which
+    /// has `longest`. Of buffers that hold very little, or have bytes of one frame left over, there
+    /// may be too few all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`RxFault`]
+    pub fn takes(&self, frames: u32, bytes: u64, longest: u32) -> Result<(), RxFault> {
+        let need = bytes + u64::from(frames) * u64::from(self.header);
+        if self.buffers == 0 {
+            Err(RxFault::Full)
+        } else if !self.mergeable && self.first < longest.saturating_add(self.header) {
+            Err(RxFault::TooSmall)
+        } else if !self.more && (self.buffers < frames || self.bytes < need) {
+            Err(RxFault::Full)
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// Receive buffers that were looked at and aren't used yet; the first is at the ring's position.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
@@ -226,6 +265,23 @@ impl<F: Format> LiveRing<F> {
             {
                 break;
             }
+        }
+    }
+
+    /// The room in the buffers that are there, of which no more than for a burst are looked at.
+    pub(super) fn room(&mut self) -> Room {
+        self.ahead.begin();
+        self.look_ahead(LOOK_AHEAD);
+        let Self { ahead, header, mergeable, .. } = self;
+        let known = (0..ahead.buffers.len()).filter_map(|index| ahead.buffers.get(index));
+        let mut good = known.map(|buffer| buffer.len).filter(|len| *len > 0);
+        Room {
+            buffers: good.clone().count() as u32,
+            bytes: good.clone().map(u64::from).sum(),
+            first: good.next().unwrap_or(0),
+            more: ahead.buffers.len() >= LOOK_AHEAD,
+            header: *header as u32,
+            mergeable: *mergeable,
         }
     }
 

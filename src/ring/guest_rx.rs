@@ -11,7 +11,7 @@ use crate::sys::prefetch;
 use crate::wire::vnet::{Encoded, VnetHeader};
 
 use super::Ring;
-use super::ahead::{Ahead, LOOK_AHEAD, Piece, Pieces};
+use super::ahead::{Ahead, LOOK_AHEAD, Piece, Pieces, Room};
 use super::format::Format;
 use super::packed::PackedRing;
 use super::split::SplitRing;
@@ -71,6 +71,30 @@ impl Ring {
     }
 }
 
+impl Ring {
+    /// What the ring has room for, or None when it doesn't run. Nothing is used, and the guest sees
+    /// nothing of it: it is what [`Ring::look_ahead`] does.
+    pub fn room(&mut self) -> Option<Room> {
+        if !self.is_running() {
+            return None;
+        }
+        let live = self.live.as_mut()?;
+        Some(with_live!(live, live => live.room()))
+    }
+
+    /// Whether the ring runs and the guest has posted no buffer at all since it exists.
+    pub fn is_untouched(&self) -> bool {
+        let live = self.live.as_ref().filter(|_| self.is_running());
+        live.is_some_and(|live| with_live!(live, live => live.is_untouched()))
+    }
+}
+
+impl<F: Format> LiveRing<F> {
+    fn is_untouched(&self) -> bool {
+        self.ring.is_at_start() && self.ahead.is_empty() && self.ring.has_available() == Ok(false)
+    }
+}
+
 impl AnyReceiver<'_> {
     /// Whether the guest has posted no buffer at all since the ring exists: its driver doesn't
     /// use this queue.
@@ -107,9 +131,7 @@ impl<'r, F: Format> Receiver<'r, F> {
     }
 
     fn is_untouched(&self) -> bool {
-        self.live.ring.is_at_start()
-            && self.live.ahead.is_empty()
-            && self.live.ring.has_available() == Ok(false)
+        self.live.is_untouched()
     }
 
     /// Copies a frame, of which `tail` follows the head, into the next buffer with the header `vnet`,

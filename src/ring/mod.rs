@@ -39,6 +39,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::Room;
 pub use format::Format;
 pub use gauge::{Fill, Gauge};
 pub use guest_rx::{AnyReceiver, Receiver, RxFault};

@@ -36,6 +36,7 @@ both! {
     legacy_drivers_get_the_short_header
     a_bad_receive_buffer_is_given_back_empty_and_the_next_is_used
     empty_receive_buffers_take_a_bounded_share_of_the_work
+    the_room_is_what_is_posted_and_a_look_at_it_changes_nothing
     a_frame_that_does_not_fit_leaves_the_buffers_and_the_position
     looked_at_buffers_are_not_lost_when_the_ring_stops
     what_is_left_of_buffers_is_seen_from_outside
@@ -343,6 +344,45 @@ fn empty_receive_buffers_take_a_bounded_share_of_the_work(new: New) {
     }
     assert_eq!(put(&mut ring, &[7; 60]), Err(RxFault::Full));
     assert!(driver.used_idx() <= 5, "{} buffers were looked at for one frame", driver.used_idx());
+}
+
+fn the_room_is_what_is_posted_and_a_look_at_it_changes_nothing(new: New) {
+    let mut driver = new(8);
+    let mut ring = driver.ring(MODERN);
+    assert!(ring.is_untouched());
+    let none = ring.room().unwrap();
+    assert_eq!((none.buffers, none.takes(1, 60, 60)), (0, Err(RxFault::Full)));
+    driver.desc(0, BUFFERS, 100, 0, 0); // readable: a bad one
+    driver.desc(1, BUFFERS, 100, WRITE, 0);
+    driver.desc(2, BUFFERS + 0x1000, 200, WRITE, 0);
+    for head in 0..3 {
+        driver.offer(head);
+    }
+    for _ in 0..2 {
+        let room = ring.room().unwrap();
+        assert_eq!((room.buffers, room.bytes, room.first, room.more), (2, 300, 100, false));
+        assert!(!ring.is_untouched() && driver.used_idx() == 0);
+        // One frame fills both; of two there is a header more; three have no three buffers.
+        assert_eq!(room.takes(1, 288, 288), Ok(()));
+        assert_eq!(room.takes(1, 289, 289), Err(RxFault::Full));
+        assert_eq!(room.takes(2, 276, 138), Ok(()));
+        assert_eq!(room.takes(2, 277, 139), Err(RxFault::Full));
+        assert_eq!(room.takes(3, 3, 1), Err(RxFault::Full));
+    }
+    put(&mut ring, &[7; 288]).unwrap();
+    assert_eq!([driver.used(0), driver.used(1), driver.used(2)], [(0, 0), (1, 100), (2, 200)]);
+
+    let mut driver = new(64);
+    let mut ring = driver.ring(feature::VERSION_1);
+    for head in 0..64 {
+        driver.chain(head, &[(BUFFERS, 112)], WRITE);
+        driver.offer(head);
+    }
+    let room = ring.room().unwrap();
+    assert_eq!((room.buffers, room.more, room.takes(90, 9000, 100)), (64, true, Ok(())));
+    assert_eq!(room.takes(1, 101, 101), Err(RxFault::TooSmall));
+    ring.stop();
+    assert!(ring.room().is_none() && !ring.is_untouched());
 }
 
 fn a_frame_that_does_not_fit_leaves_the_buffers_and_the_position(new: New) {

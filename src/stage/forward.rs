@@ -1,7 +1,7 @@
 //! The last stage: a learning bridge's decision (IEEE 802.1Q, 8.6 to 8.8).
 
 use crate::frame::{BURST, DropReason, Frame, PortId, Verdict};
-use crate::table::mac::{Address, MacTable};
+use crate::table::mac::{Address, Learned, MacTable};
 use crate::wire::ethernet::{self, MacAddr};
 
 /// 01-80-C2-00-00-01 to -0F: frames that never cross a bridge (802.1Q, table 8-1), such as pause
@@ -74,18 +74,53 @@ impl Ends {
             return Verdict::Drop(DropReason::BadLength);
         };
         macs.learn_at(self.source, ingress.0, now);
-        if destination.is_multicast() {
-            if RESERVED.contains(&destination.to_u64()) {
-                return Verdict::Drop(DropReason::ReservedAddress);
-            }
-            return Verdict::Flood;
-        }
-        match macs.lookup_at(self.destination, now) {
-            Some(port) if port == ingress.0 => Verdict::Drop(DropReason::NoDestination),
-            Some(port) => Verdict::To(PortId(port)),
-            None => Verdict::Flood,
-        }
+        way(destination, ingress, || macs.lookup_at(self.destination, now))
     }
+}
+
+/// Where a frame goes; `look_up` tells the port of its destination, if that is a station.
+#[inline]
+fn way(destination: MacAddr, ingress: PortId, look_up: impl FnOnce() -> Option<u16>) -> Verdict {
+    if destination.is_multicast() {
+        if RESERVED.contains(&destination.to_u64()) {
+            return Verdict::Drop(DropReason::ReservedAddress);
+        }
+        return Verdict::Flood;
+    }
+    match look_up() {
+        Some(port) if port == ingress.0 => Verdict::Drop(DropReason::NoDestination),
+        Some(port) => Verdict::To(PortId(port)),
+        None => Verdict::Flood,
+    }
+}
+
+/// What [`forward`] would do with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// What it would learn of the source.
+    pub learned: Learned,
+    /// The port of the destination, if that is a station that is known.
+    pub found: Option<PortId>,
+    /// What it would decide.
+    pub verdict: Verdict,
+}
+
+/// What [`forward`] would do with a frame from `source` to `destination`, without doing it: nothing is
+/// learned. The other arguments are those of `forward`.
+pub fn foresee(
+    (source, destination): (MacAddr, MacAddr),
+    macs: &MacTable,
+    ingress: PortId,
+    now: u32,
+) -> Outlook {
+    let learned = macs.would_learn(source.to_u64(), ingress.0, now);
+    let here = matches!(learned, Learned::New | Learned::Refreshed | Learned::Moved { .. });
+    let found = match source == destination && here {
+        // It is learned before it is looked up.
+        true => Some(ingress.0),
+        false => macs.lookup(destination.to_u64(), now),
+    };
+    Outlook { learned, found: found.map(PortId), verdict: way(destination, ingress, || found) }
 }
 
 #[cfg(test)]
@@ -140,6 +175,37 @@ mod tests {
         assert_eq!(verdict(&macs, 1, group(0xf), B), reserved);
         assert_eq!(verdict(&macs, 1, group(0), B), Verdict::Flood, "spanning tree passes");
         assert_eq!(verdict(&macs, 1, group(0x10), B), Verdict::Flood);
+    }
+
+    #[test]
+    fn what_is_foreseen_is_what_happens_and_foreseeing_changes_nothing() {
+        let macs = macs();
+        macs.set_port_limit(3, 1);
+        let group = [1, 0, 0x5e, 0, 0, 1];
+        let pause = [1, 0x80, 0xc2, 0, 0, 1];
+        let c = [2, 0, 0, 0, 0, 0xc];
+        for (port, destination, source, learned) in [
+            (0, B, A, Learned::New),
+            (0, B, A, Learned::Refreshed),
+            (1, A, B, Learned::New),
+            (0, B, A, Learned::Refreshed),
+            (2, A, A, Learned::Moved { from: 0 }),
+            (2, c, c, Learned::New),
+            (1, group, B, Learned::Refreshed),
+            (1, pause, B, Learned::Refreshed),
+            (3, A, B, Learned::Moved { from: 1 }),
+            (3, A, c, Learned::LimitReached),
+            (3, c, c, Learned::LimitReached),
+            (0, A, group, Learned::Ignored),
+        ] {
+            let before = (macs.len(), [A, B, c].map(|mac| macs.lookup(MacAddr(mac).to_u64(), 10)));
+            let ends = (MacAddr(source), MacAddr(destination));
+            let seen = foresee(ends, &macs, PortId(port), 10);
+            let after = (macs.len(), [A, B, c].map(|mac| macs.lookup(MacAddr(mac).to_u64(), 10)));
+            assert_eq!(before, after);
+            assert_eq!(seen.learned, learned, "{ends:?} at {port}");
+            assert_eq!(seen.verdict, verdict(&macs, port, destination, source), "{ends:?} {port}");
+        }
     }
 
     #[test]

@@ -6,5 +6,5 @@
 mod forward;
 mod sanitise;
 
-pub use forward::forward;
+pub use forward::{Outlook, foresee, forward};
 pub use sanitise::sanitise;

@@ -317,8 +317,14 @@ impl MacTable {
         }
     }
 
-    /// Forgets what was learned on `port`, or on all; returns how many addresses. Stop the port's ingress before, or a
-    /// frame on its way is learned again.
+    /// What [`learn`](Self::learn) would do now, without doing it.
+    #[must_use]
+    pub fn would_learn(&self, mac: u64, port: u16, now: u32) -> Learned {
+        self.judge(self.address(mac), port, now).0
+    }
+
+    /// Forgets what was learned on `port`, or on all; returns how many addresses. Stop the port's
+    /// ingress before, or a frame on its way is learned again.
     pub fn flush(&self, port: Option<u16>) -> u32 {
         let is_there = |entry: u64| port.is_none_or(|port| port_of(entry) == port);
         self.remove_if(|slot| is_there(slot.entry.load(Relaxed)) && !slot.is_given())
@@ -412,37 +418,51 @@ impl MacTable {
             return Learned::Busy;
         };
         // Again, now that nothing changes: another worker may have learned or counted meanwhile.
+        let (learned, slot) = self.judge(address, port, now);
+        match slot {
+            Some(slot) if learned == Learned::Refreshed => slot.refresh(now),
+            Some(slot) => {
+                self.discount(slot.entry.load(Relaxed));
+                slot.fill(mac, port, now);
+                count.entries.fetch_add(1, Relaxed);
+            }
+            None => {}
+        }
+        learned
+    }
+
+    /// What [`learn`](Self::learn) would do, and where it would write. It holds while the lock is
+    /// held; without, it is a look at what may change.
+    fn judge(&self, address: Address, port: u16, now: u32) -> (Learned, Option<Slot<'_>>) {
+        let learnable = is_learnable(address.mac);
+        let Some(count) = self.count_of(port).filter(|_| learnable) else {
+            return (Learned::Ignored, None);
+        };
         let known = self.find(address);
         if let Some((slot, entry)) = known
             && port_of(entry) == port
         {
-            slot.refresh(now);
-            return Learned::Refreshed;
+            return (Learned::Refreshed, Some(slot));
         }
         if known.is_some_and(|(slot, _)| slot.is_given()) {
-            return Learned::Given;
+            return (Learned::Given, None);
         }
         if count.is_at_limit() {
-            return Learned::LimitReached;
+            return (Learned::LimitReached, None);
         }
-        let (slot, learned) = match known {
+        match known {
             Some((slot, entry)) if !self.is_old(slot.age(now)) => {
-                (slot, Learned::Moved { from: port_of(entry) })
+                (Learned::Moved { from: port_of(entry) }, Some(slot))
             }
-            Some((slot, _)) => (slot, Learned::New),
+            Some((slot, _)) => (Learned::New, Some(slot)),
             None => match self.choose_slot(address, port, now) {
-                Some(slot) => (slot, Learned::New),
-                None => return Learned::Full,
+                Some(slot) => (Learned::New, Some(slot)),
+                None => (Learned::Full, None),
             },
-        };
-        self.discount(slot.entry.load(Relaxed));
-        slot.fill(mac, port, now);
-        count.entries.fetch_add(1, Relaxed);
-        learned
+        }
     }
 
     /// A place for a new address of `port`: free or expired, else the port's own oldest entry.
-    /// Only with the lock held.
     fn choose_slot(&self, address: Address, port: u16, now: u32) -> Option<Slot<'_>> {
         let candidates = self.candidates(address);
         let is_free =

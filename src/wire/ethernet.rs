@@ -13,6 +13,8 @@ pub const VLAN_TAG_LEN: usize = 4;
 
 /// Ethertype of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// Ethertype of ARP.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
 /// Ethertype of IPv6.
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Tag protocol identifier of a customer VLAN tag (IEEE 802.1Q).

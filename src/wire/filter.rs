@@ -17,19 +17,15 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::ethernet::{self, MacAddr};
-use super::headers::{self, Headers, L3, PROTOCOL_TCP, PROTOCOL_UDP};
+use super::ethernet::{self, ETHERTYPE_ARP, MacAddr};
+use super::headers::{
+    self, Headers, L3, PROTOCOL_ICMP, PROTOCOL_ICMP6, PROTOCOL_TCP, PROTOCOL_UDP,
+};
 
 /// The longest filter, in words.
 const MAX_WORDS: usize = 128;
 /// How deep parentheses and negations may be.
 const MAX_DEPTH: usize = 16;
-/// IP protocol number of ICMP.
-const PROTOCOL_ICMP: u8 = 1;
-/// IP protocol number of ICMPv6.
-const PROTOCOL_ICMP6: u8 = 58;
-/// The EtherType of ARP.
-const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 
 /// Which frames are wanted; all by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,7 +115,7 @@ impl Term {
     fn matches(&self, seen: &Seen<'_>) -> bool {
         let destination = ethernet::dst(seen.head);
         match self {
-            Self::Arp => seen.head.get(12..14) == Some(&ETHERTYPE_ARP),
+            Self::Arp => seen.head.get(12..14) == Some(&ETHERTYPE_ARP.to_be_bytes()),
             Self::Ip(l3) => seen.headers.is_some_and(|headers| headers.l3 == *l3),
             Self::Protocol(wanted) => seen.protocol() == Some(*wanted),
             Self::Broadcast => destination == Some(MacAddr([0xff; 6])),
@@ -150,34 +146,14 @@ impl Seen<'_> {
 
     /// Source and destination; those of an ARP packet, too.
     fn hosts(&self) -> [Option<IpAddr>; 2] {
-        let at = |offset: usize, v6: bool| -> Option<IpAddr> {
-            let bytes = self.head.get(offset..)?;
-            match v6 {
-                false => bytes.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
-                true => bytes.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
-            }
-        };
-        match self.headers {
-            Some(Headers { l3: L3::Ipv4, l3_offset, .. }) => {
-                [at(l3_offset + 12, false), at(l3_offset + 16, false)]
-            }
-            Some(Headers { l3: L3::Ipv6, l3_offset, .. }) => {
-                [at(l3_offset + 8, true), at(l3_offset + 24, true)]
-            }
-            None if self.head.get(12..14) == Some(&ETHERTYPE_ARP) => [at(28, false), at(38, false)],
-            None => [None, None],
+        match &self.headers {
+            Some(headers) => headers.hosts(self.head),
+            None => headers::arp_hosts(self.head).unwrap_or_default(),
         }
     }
 
     fn ports(&self) -> [Option<u16>; 2] {
-        let with_ports = |headers: &Headers| {
-            [PROTOCOL_TCP, PROTOCOL_UDP].contains(&headers.l4_protocol) && !headers.fragment
-        };
-        let Some(headers) = self.headers.filter(with_ports) else { return [None, None] };
-        let at = |offset: usize| -> Option<u16> {
-            self.head.get(offset..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
-        };
-        [at(headers.l4_offset), at(headers.l4_offset + 2)]
+        self.headers.as_ref().map_or([None, None], |headers| headers.ports(self.head))
     }
 }
 

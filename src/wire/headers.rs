@@ -3,14 +3,22 @@
 //! Owns the walk from the Ethernet header over VLAN tags, IPv4 options and IPv6 extension headers.
 //! Reads nothing beyond the slice it is given, and changes nothing.
 
+use std::net::IpAddr;
+
 use super::ethernet::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, HEADER_LEN, VLAN_TAG_LEN,
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, HEADER_LEN,
+    VLAN_TAG_LEN,
 };
+
+/// IP protocol number of ICMP.
+pub const PROTOCOL_ICMP: u8 = 1;
 
 /// IP protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
+/// IP protocol number of ICMPv6.
+pub const PROTOCOL_ICMP6: u8 = 58;
 
 /// Bytes of an IPv4 header without options (RFC 791).
 pub const IPV4_LEN: usize = 20;
@@ -47,6 +55,39 @@ pub struct Headers {
     /// Whether this is a fragment (IPv6: has a fragment header at all). All but a packet's first
     /// fragment have no transport header at `l4_offset`.
     pub fragment: bool,
+}
+
+impl Headers {
+    /// Source and destination; `head` is what was parsed.
+    pub fn hosts(&self, head: &[u8]) -> [Option<IpAddr>; 2] {
+        let at = |offset: usize| address(head, self.l3_offset + offset, self.l3);
+        match self.l3 {
+            L3::Ipv4 => [at(12), at(16)],
+            L3::Ipv6 => [at(8), at(24)],
+        }
+    }
+
+    /// Source and destination port, where there are some; `head` is what was parsed.
+    pub fn ports(&self, head: &[u8]) -> [Option<u16>; 2] {
+        if self.fragment || ![PROTOCOL_TCP, PROTOCOL_UDP].contains(&self.l4_protocol) {
+            return [None, None];
+        }
+        [be16(head, self.l4_offset), be16(head, self.l4_offset + 2)]
+    }
+}
+
+/// Sender and target of an untagged ARP packet for IPv4 (RFC 826).
+pub fn arp_hosts(head: &[u8]) -> Option<[Option<IpAddr>; 2]> {
+    let is_arp = be16(head, HEADER_LEN - 2)? == ETHERTYPE_ARP;
+    is_arp.then(|| [28, 38].map(|offset| address(head, offset, L3::Ipv4)))
+}
+
+fn address(bytes: &[u8], offset: usize, l3: L3) -> Option<IpAddr> {
+    let bytes = bytes.get(offset..)?;
+    match l3 {
+        L3::Ipv4 => bytes.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
+        L3::Ipv6 => bytes.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
+    }
 }
 
 /// Finds the headers of an IP frame in its first bytes, behind up to two VLAN tags.

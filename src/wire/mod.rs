@@ -24,6 +24,8 @@
 //! | [`gso`] | segmentation and checksum completion |
 //! | [`flow`] | a hash of a frame's flow |
 //! | [`filter`] | which frames somebody wants to see |
+//! | [`hex`] | bytes as hex digits |
+//! | [`summary`] | a frame in a few words |
 //! | [`rarp`] | the announcement of a station that moved |
 
 pub mod checksum;
@@ -32,8 +34,10 @@ pub mod filter;
 pub mod flow;
 pub mod gso;
 pub mod headers;
+pub mod hex;
 pub mod offload;
 pub mod rarp;
+pub mod summary;
 pub mod vnet;
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::frame::{BURST, DropReason, Frame, PortId, Verdict};
+use crate::frame::{BURST, DropReason, Frame, HEAD_LEN, PortId, Verdict};
 use crate::mem::Segments;
 use crate::port::Losses;
 use crate::sys::clock;
@@ -24,6 +24,8 @@ pub const MAX_CAPTURES: usize = 8;
 const BYTES: usize = 4 << 20;
 /// Frames there.
 const FRAMES: usize = 16 << 10;
+/// Frames of a sample in each worker's buffer.
+const SAMPLE: usize = 32;
 
 /// Frames that somebody wants to see.
 #[derive(Debug)]
@@ -33,16 +35,38 @@ pub struct Capture {
     filter: Filter,
     /// Bytes that are kept of each frame.
     snaplen: u32,
+    subject: Subject,
     /// By worker.
     buffers: Box<[Mutex<Buffer>]>,
     missed: AtomicU64,
 }
 
+/// What there is a record of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    /// Each frame at each of the ports.
+    Frames,
+    /// Each way of a frame that came from one of the ports, or went there: one where it was to leave,
+    /// or one where it came in if it went nowhere.
+    Ways,
+}
+
+/// When a frame was where, in cycles of the time-stamp counter since the worker had read its burst.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamps {
+    /// All frames of the burst were decided about.
+    pub decided: u64,
+    /// The port had taken or dropped all frames of the burst that were to leave there.
+    pub left: u64,
+}
+
 /// A frame at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970, when its burst was decided about.
     pub ns: u64,
+    /// When it was where.
+    pub stamps: Stamps,
     /// Index of the port.
     pub port: u16,
     /// Whether it came from the port; else it was to leave there.
@@ -88,18 +112,29 @@ impl Capture {
     /// A capture of `ports`, of a switch with `workers` workers. `snaplen` bytes are kept of each
     /// frame that `filter` matches.
     pub fn new(ports: Box<[bool]>, filter: Filter, snaplen: u32, workers: usize) -> Self {
-        Self {
-            ports,
-            filter,
-            snaplen,
-            buffers: (0..workers).map(|_| Mutex::default()).collect(),
-            missed: AtomicU64::new(0),
-        }
+        Self::of(Subject::Frames, ports, filter, snaplen, workers)
+    }
+
+    /// A sample of the ways of frames that come from `ports` or go there: of each, the beginning. Each
+    /// worker has room for a few dozen.
+    pub fn sample(ports: Box<[bool]>, filter: Filter, workers: usize) -> Self {
+        Self::of(Subject::Ways, ports, filter, HEAD_LEN as u32, workers)
+    }
+
+    fn of(
+        subject: Subject,
+        ports: Box<[bool]>,
+        filter: Filter,
+        snaplen: u32,
+        workers: usize,
+    ) -> Self {
+        let buffers = (0..workers).map(|_| Mutex::new(Buffer::new(subject))).collect();
+        Self { ports, filter, snaplen, subject, buffers, missed: AtomicU64::new(0) }
     }
 
     /// Buffers to give to [`Self::take`].
     pub fn spares(&self) -> Vec<Buffer> {
-        self.buffers.iter().map(|_| Buffer::default()).collect()
+        self.buffers.iter().map(|_| Buffer::new(self.subject)).collect()
     }
 
     /// Takes what was captured, in order. `spares` are what the workers go on with, and where the
@@ -122,6 +157,15 @@ impl Capture {
 
     fn wants(&self, port: u16) -> bool {
         self.ports.get(usize::from(port)).copied().unwrap_or(false)
+    }
+
+    /// Whether there is to be a record of a frame from `ingress` at `port`.
+    fn records(&self, ingress: PortId, port: PortId, inbound: bool, fate: Fate) -> bool {
+        match self.subject {
+            Subject::Frames => self.wants(port.0),
+            Subject::Ways if inbound => self.wants(port.0) && matches!(fate, Fate::Dropped { .. }),
+            Subject::Ways => self.wants(port.0) || self.wants(ingress.0),
+        }
     }
 
     fn write(&self, worker: usize, head: &Head, frame: &Frame, segments: &Segments<'_>) {
@@ -148,6 +192,7 @@ pub struct Buffer {
 #[derive(Clone, Copy, Debug)]
 struct Head {
     ns: u64,
+    stamps: Stamps,
     port: u16,
     inbound: bool,
     fate: Fate,
@@ -156,15 +201,18 @@ struct Head {
     end: usize,
 }
 
-impl Default for Buffer {
-    fn default() -> Self {
-        Self { heads: Vec::with_capacity(FRAMES), bytes: Vec::with_capacity(BYTES) }
-    }
-}
-
 impl Buffer {
+    fn new(subject: Subject) -> Self {
+        let (frames, bytes) = match subject {
+            Subject::Frames => (FRAMES, BYTES),
+            Subject::Ways => (SAMPLE, SAMPLE * HEAD_LEN),
+        };
+        Self { heads: Vec::with_capacity(frames), bytes: Vec::with_capacity(bytes) }
+    }
+
     fn has_room(&self, bytes: usize) -> bool {
-        self.heads.len() < FRAMES && BYTES - self.bytes.len() >= bytes
+        self.heads.len() < self.heads.capacity()
+            && self.bytes.capacity() - self.bytes.len() >= bytes
     }
 
     fn push(&mut self, head: &Head, kept: usize, frame: &Frame, segments: &Segments<'_>) {
@@ -184,8 +232,8 @@ impl Buffer {
         self.heads.iter().filter_map(move |head| {
             let bytes = self.bytes.get(begin..head.end)?;
             begin = head.end;
-            let Head { ns, port, inbound, fate, len, .. } = *head;
-            Some(Record { ns, port, inbound, fate, len, bytes })
+            let Head { ns, stamps, port, inbound, fate, len, .. } = *head;
+            Some(Record { ns, stamps, port, inbound, fate, len, bytes })
         })
     }
 }
@@ -218,6 +266,9 @@ pub(super) struct Watch {
     /// By frame of the burst.
     sent: Vec<Sent>,
     ns: u64,
+    /// The time-stamp counter when the burst was read.
+    read: u64,
+    stamps: Stamps,
 }
 
 /// What came of a frame.
@@ -245,24 +296,27 @@ impl Watch {
         self.captures = captures;
     }
 
-    /// Whether somebody wants frames of one of these ports.
+    /// When a burst was read; None if nobody wants frames, as mostly.
     #[inline]
-    pub fn concerns(&self, ingress: PortId, egress: &[u16]) -> bool {
-        // Mostly nobody does.
-        !self.captures.is_empty() && self.wants_any(ingress, egress)
+    pub fn stamp(&self) -> Option<u64> {
+        if self.captures.is_empty() { None } else { Some(clock::tsc()) }
     }
 
+    /// Whether somebody wants frames of one of these ports.
     #[inline(never)]
-    fn wants_any(&self, ingress: PortId, egress: &[u16]) -> bool {
+    pub fn concerns(&self, ingress: PortId, egress: &[u16]) -> bool {
         let wanted = |port: u16| self.captures.iter().any(|capture| capture.wants(port));
         wanted(ingress.0) || egress.iter().any(|port| wanted(*port))
     }
 
-    /// Before a burst is sent.
-    pub fn begin(&mut self) {
+    /// Before a burst is sent that was read at `read`.
+    pub fn begin(&mut self, read: u64) {
         self.sent.clear();
         self.sent.resize(BURST, Sent::default());
         self.ns = clock::unix_ns();
+        self.read = read;
+        let decided = clock::tsc().saturating_sub(read);
+        self.stamps = Stamps { decided, left: decided };
     }
 
     /// Where a port is to tell what it loses, before it gets its part of the burst.
@@ -274,6 +328,7 @@ impl Watch {
     /// Behind a port's part of the burst: the frames of `list` were to leave there.
     pub fn left(&mut self, burst: &Burst<'_>, port: PortId, list: &[u16]) {
         let peer = burst.ingress.0;
+        self.stamps.left = clock::tsc().saturating_sub(self.read);
         for index in list {
             let lost = self.losses.of(*index);
             let Some((frame, sent)) =
@@ -312,9 +367,13 @@ impl Watch {
 
     fn write(&self, burst: &Burst<'_>, port: PortId, inbound: bool, frame: &Frame, fate: Fate) {
         let dropped = matches!(fate, Fate::Dropped { .. } | Fate::Lost { .. });
-        let head = Head { ns: self.ns, port: port.0, inbound, fate, len: frame.len, end: 0 };
-        let wanting = self.captures.iter().filter(|capture| capture.wants(port.0));
-        for capture in wanting.filter(|capture| capture.filter.matches(frame.head(), dropped)) {
+        let (ns, stamps, len) = (self.ns, self.stamps, frame.len);
+        let head = Head { ns, stamps, port: port.0, inbound, fate, len, end: 0 };
+        let wanting = |capture: &&Arc<Capture>| {
+            capture.records(burst.ingress, port, inbound, fate)
+                && capture.filter.matches(frame.head(), dropped)
+        };
+        for capture in self.captures.iter().filter(wanting) {
             capture.write(burst.worker, &head, frame, burst.segments);
         }
     }

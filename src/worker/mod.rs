@@ -20,6 +20,7 @@ mod pipeline;
 mod poll;
 mod ports;
 mod source;
+mod trace;
 
 use std::io;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use parking_lot::Mutex;
 use crate::port::Counter;
 use crate::table::mac::MacTable;
 
-pub use capture::{Buffer, Capture, Fate, MAX_CAPTURES, Record};
+pub use capture::{Buffer, Capture, Fate, MAX_CAPTURES, Record, Stamps};
 pub use events::PortEvents;
 pub use flows::{Flow, Flows};
 pub use gate::Gate;
@@ -39,6 +40,7 @@ pub use mailbox::{Mailbox, Order};
 pub use poll::Worker;
 pub use ports::{Mirror, Ports, Reach, Roster};
 pub use source::source_id;
+pub use trace::{Step, Walk};
 
 /// What all workers share.
 #[derive(Debug)]

@@ -97,6 +97,7 @@ impl Pipeline {
         sends: Offloads,
         now: u32,
     ) -> usize {
+        let read = self.watch.stamp();
         let segmentable = stage::sanitise(frames, sends);
         if self.ports.is_probe(ingress.id) {
             let drop = Verdict::Drop(DropReason::MirrorPort);
@@ -113,10 +114,11 @@ impl Pipeline {
         if mirrored {
             self.mirrors.note(&self.ports, ingress, frames, &self.groups);
         }
-        if self.watch.concerns(ingress.id, &self.touched) {
-            self.send_watched(ingress, frames, segments);
-        } else {
-            self.send(ingress, frames, segments);
+        match read {
+            Some(read) if self.watch.concerns(ingress.id, &self.touched) => {
+                self.send_watched(ingress, frames, segments, read);
+            }
+            _ => self.send(ingress, frames, segments),
         }
         if mirrored {
             let burst = (&*frames, segments);
@@ -214,12 +216,19 @@ impl Pipeline {
         }
     }
 
-    /// The same, for somebody who wants copies and to know what became of them.
+    /// The same, for somebody who wants copies and to know what became of them. `read`: when the burst
+    /// was.
     #[inline(never)]
-    fn send_watched(&mut self, ingress: &Port, frames: &[Frame], segments: &Segments<'_>) {
+    fn send_watched(
+        &mut self,
+        ingress: &Port,
+        frames: &[Frame],
+        segments: &Segments<'_>,
+        read: u64,
+    ) {
         let Self { worker, watch, .. } = self;
         let burst = Burst { worker: *worker, ingress: ingress.id, frames, segments };
-        watch.begin();
+        watch.begin(read);
         for port in self.touched.drain(..) {
             let index = usize::from(port);
             let target = self.ports.get(PortId(port)).zip(self.groups.get_mut(index));

@@ -5,6 +5,7 @@
 //! them. So a burst meets one set of ports and rules, and what was taken out is used by no worker
 //! when that wait is over.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -51,6 +52,16 @@ impl Reach {
             (Self::Open, _) | (_, Self::Open) => true,
             (Self::Group(ours), Self::Group(theirs)) => ours == theirs,
             _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open => f.write_str("open"),
+            Self::Isolated => f.write_str("isolated"),
+            Self::Group(number) => write!(f, "in group {number}"),
         }
     }
 }
@@ -116,7 +127,7 @@ impl Ports {
     /// Where frames from one port to all go: whoever is up, may be reached and is no probe.
     #[inline]
     pub fn flooded(&self, from: PortId) -> impl Iterator<Item = &Arc<Port>> {
-        let reach = self.slot(from).map(|slot| slot.reach).unwrap_or_default();
+        let reach = self.reach(from);
         let is_in = move |slot: &&Slot| {
             slot.port.id != from
                 && !slot.is_probe
@@ -140,12 +151,18 @@ impl Ports {
         }
     }
 
+    /// Whom the frames of a port may reach.
+    #[must_use]
+    pub fn reach(&self, id: PortId) -> Reach {
+        self.slot(id).map(|slot| slot.reach).unwrap_or_default()
+    }
+
     /// Why frames to all ports go to none.
     #[must_use]
     pub fn refuses_all(&self, from: PortId) -> DropReason {
-        match self.slot(from).map(|slot| slot.reach) {
-            None | Some(Reach::Open) => DropReason::NoDestination,
-            Some(Reach::Isolated | Reach::Group(_)) => DropReason::Isolated,
+        match self.reach(from) {
+            Reach::Open => DropReason::NoDestination,
+            Reach::Isolated | Reach::Group(_) => DropReason::Isolated,
         }
     }
 

@@ -379,7 +379,7 @@ fn the_page_shows_what_is_printed() {
         }
         commands += 1;
     }
-    assert_eq!(commands, 9);
+    assert_eq!(commands, 10);
     bench.switch.stop();
 }
 

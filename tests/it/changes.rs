@@ -85,6 +85,12 @@ impl Bench {
     }
 }
 
+/// What a trace says of a packet from the guest with `mac(1)` at `a` to `mac(2)`.
+fn traced(bench: &Bench) -> Value {
+    let ends = ["--from", "02:00:00:00:00:01", "--to", "02:00:00:00:00:02"];
+    bench.json(&[&["trace", "a", "udp", "10.0.0.1:1", "10.0.0.2:2"][..], &ends].concat())
+}
+
 /// A frame of 100 bytes.
 fn frame(to: [u8; 6], from: [u8; 6], seed: u32) -> Frame {
     Frame::pattern(to, from, 100, seed)
@@ -271,6 +277,7 @@ fn isolated_ports_and_groups_reach_whom_they_may() {
         bench.says(&["port", "set", "b", other]);
         a.send(0, &frame(mac(2), mac(1), 1), &Layout::whole());
         isolated("a", &bench);
+        assert_eq!(traced(&bench)["dropped"], "isolated");
         arrives(&mut a, &mut c, &frame(mac(3), mac(1), 2));
         arrives(&mut c, &mut a, &frame(mac(1), mac(3), 3));
         // To all: to those that may have it.
@@ -278,6 +285,7 @@ fn isolated_ports_and_groups_reach_whom_they_may() {
         assert!(b.recv(0, MOMENT).is_none());
     }
     bench.says(&["port", "set", "b", "group=red"]);
+    assert_eq!(traced(&bench)["exits"][0]["port"], "b");
     arrives(&mut a, &mut b, &frame(mac(2), mac(1), 5));
     arrives(&mut a, &mut b, &frame([0xff; 6], mac(1), 6));
     // With nobody left: to all is to none, and not for want of a port.
@@ -330,6 +338,10 @@ fn mirrors_copy_what_they_say() {
     });
     arrives(&mut a, &mut b, &in_);
     assert_eq!(probe.recv(0, PATIENCE).expect("a copy").bytes, in_.bytes);
+    let trace = traced(&bench);
+    let steps = trace["steps"].as_array().expect("steps");
+    let last = steps.last().expect("one");
+    assert_eq!((&last["step"], &last["port"]), (&"mirror".into(), &"probe".into()), "{trace}");
 
     // Copies that find no room are its own loss.
     for seed in 0..2000 {

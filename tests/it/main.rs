@@ -36,5 +36,6 @@ mod switching;
 mod tap;
 mod testpmd;
 mod top;
+mod trace;
 mod upgrade;
 mod watchdog;

@@ -7,8 +7,10 @@
 mod capture;
 mod change;
 mod door;
+mod live;
 mod log_level;
 mod metrics;
+mod trace;
 mod view;
 
 use std::io;
@@ -19,10 +21,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -73,6 +75,8 @@ const PAUSE: Duration = Duration::from_secs(1);
         macs,
         flows,
         capture,
+        trace::trace,
+        live::live,
         prometheus,
         log_level::show,
         log_level::change
@@ -266,6 +270,7 @@ struct Patience(Arc<AtomicBool>);
 fn router(view: Arc<View>) -> Router {
     let changes = Router::new()
         .route("/v1/capture", get(capture))
+        .route("/v1/trace/live", get(live::live))
         .route("/v1/log-level", put(log_level::change));
     change::for_admins(changes)
         .route("/v1/log-level", get(log_level::show))
@@ -275,6 +280,7 @@ fn router(view: Arc<View>) -> Router {
         .route("/v1/workers", get(workers))
         .route("/v1/macs", get(macs))
         .route("/v1/flows", get(flows))
+        .route("/v1/trace", post(trace::trace).layer(DefaultBodyLimit::max(trace::BODY)))
         .route("/v1/openapi.yaml", get(specification))
         .route("/metrics", get(prometheus))
         .fallback(|| async {
@@ -392,12 +398,14 @@ async fn capture(
             patience.0.store(true, Ordering::Relaxed);
             ([("content-type", PCAPNG)], Body::new(body)).into_response()
         }
-        Ok(None) => {
-            let error = format!("there are {MAX_CAPTURES} captures already: end one of them");
-            problem(StatusCode::SERVICE_UNAVAILABLE, &error)
-        }
+        Ok(None) => too_many(),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
+}
+
+fn too_many() -> Response {
+    let error = format!("there are {MAX_CAPTURES} captures already: end one of them");
+    problem(StatusCode::SERVICE_UNAVAILABLE, &error)
 }
 
 /// The type of what a capture answers.

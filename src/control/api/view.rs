@@ -57,7 +57,7 @@ impl View {
     }
 
     /// Cycles in a second. It stays the same but for the first second: what is made of it grows only.
-    fn tsc_rate(&self) -> f64 {
+    pub(super) fn tsc_rate(&self) -> f64 {
         let measure = || {
             let cycles = clock::tsc().saturating_sub(self.tsc);
             cycles as f64 / self.since.elapsed().as_secs_f64()
