@@ -470,7 +470,7 @@ fn the_steps_stand_in_a_table() {
         ]
     );
     assert_eq!(lines[4], ["look-up", "02:00:00:00:00:02 is at b", "to b"]);
-    assert_eq!(lines[7], ["room", "b", "131072 bytes in 32 receive buffers", "delivered"]);
+    assert_eq!(lines[8], ["room", "b", "131072 bytes in 32 receive buffers", "delivered"]);
     bench.switch.stop();
 }
 
