@@ -61,7 +61,7 @@ impl Bed {
         let table = MacTableConfig { capacity: 1024, ageing_secs: 300, seed: 1 };
         let macs = MacTable::new(&table, 2);
         let ports = Ports::new((0..2).map(port));
-        let shared = Arc::new(Shared::new(ports, macs, 1).expect("a mailbox"));
+        let shared = Arc::new(Shared::new(ports, macs, 1, 1).expect("a mailbox"));
         let ports = shared.ports.now();
         let endpoints = ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
             let (Kind::Vhost(vhost), PortKind::VhostUser(socket)) = (&port.kind, &wanted.kind)

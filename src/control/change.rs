@@ -8,8 +8,11 @@
 //! worker has them. So a frame meets the settings before or those behind, and one of a port that
 //! isn't concerned meets no pause.
 //!
-//! Some things belong to the process as it was started: workers, its own sockets, the sandbox, the
-//! size of the MAC table. Those take another process, which is `ringswitch upgrade`.
+//! More or fewer workers: sources that are to move are nobody's for a moment, so that no frame overtakes
+//! another one.
+//!
+//! Some things belong to the process as it was started: its own sockets, the sandbox, the size of the
+//! MAC table. Those take another process, which is `ringswitch upgrade`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,7 +33,7 @@ use crate::sys::clock;
 use crate::sys::sandbox::Sandbox;
 use crate::sys::tap::{Tap, TapOptions};
 use crate::table::mac::MacTable;
-use crate::vhost_user::{Endpoint, PortSocket};
+use crate::vhost_user::PortSocket;
 use crate::wire::ethernet::MacAddr;
 use crate::worker::{Mirror, Order, Ports, Reach};
 
@@ -53,6 +56,12 @@ pub(super) enum ChangeError {
          upgrade`, which loses no frame"
     )]
     Fixed(String),
+    /// More workers than there is room for.
+    #[error(
+        "`count` is {0}: this process was made for {1} workers, as many as it saw CPUs; write it into \
+         the file and use `ringswitch upgrade`, which loses no frame"
+    )]
+    Workers(usize, usize),
     /// There is no number left for a port.
     #[error("there are {MAX_PORTS} ports: remove one before another is added")]
     Full,
@@ -110,38 +119,73 @@ impl Switch {
         if dry || changed == Changed::default() {
             return Ok(changed);
         }
+        let most = self.shared.mailboxes.len();
+        if wanted.workers.count > most {
+            return Err(ChangeError::Workers(wanted.workers.count, most));
+        }
         let ports = self.shared.ports.now();
         let mut fresh = Fresh::default();
         let next = self.open(&before, &wanted, &ports, &mut fresh)?;
-        adjust_taps(&before, &wanted)?;
-        self.admit(&mut fresh, sandbox)?;
+        let mut crew = self.crew.lock();
+        crew.hire(&self.shared, &wanted.workers, sandbox)?;
+        let opened = adjust_taps(&before, &wanted).and_then(|()| self.admit(&mut fresh, sandbox));
+        if let Err(error) = opened {
+            crew.dismiss(&self.shared, before.workers.count);
+            return Err(error);
+        }
 
         let all = || next.iter().map(|next| (next.wanted, &next.port));
-        let there = rules(all(), &wanted);
-        let deadline = Instant::now() + PATIENCE;
-        let limit = |(wanted_port, port): (&PortSettings, &Arc<Port>)| {
+        for (wanted_port, port) in all() {
             let limit = wanted.mac_table.limit(wanted_port);
             self.shared.macs.set_port_limit(port.id.0, limit as u32);
-        };
-        all().for_each(limit);
-        let mailboxes = || self.shared.mailboxes.iter().map(AsRef::as_ref);
-        if !self.shared.ports.change(there, mailboxes(), deadline) {
-            log::error!("a worker doesn't go on, and has the ports of before");
         }
+        let there = rules(all(), &wanted);
+        let (then, now) = (before.workers.count, wanted.workers.count);
+        self.go_over(there.clone().spread_over(then, now), then.max(now));
         let stays = |port: &Port| next.iter().any(|next| std::ptr::eq(&*next.port, port));
         self.dismiss(ports.iter().filter(|port| !stays(port)), &mut endpoints, &next);
         endpoints.append(&mut fresh.endpoints);
+        if then != now {
+            self.move_sources(&endpoints, &there, now);
+            self.go_over(there.spread_over(now, now), then.max(now));
+        }
+        crew.dismiss(&self.shared, now);
+        if before.workers != wanted.workers {
+            crew.pin(&wanted.workers.cpus);
+        }
+        drop(crew);
 
         self.shared.macs.set_ageing(wanted.mac_table.ageing.as_secs() as u32);
         give(&self.shared.macs, &before, all());
         let mode = wanted.workers.mode;
         let poll = mode == PollMode::Poll;
-        mailboxes().for_each(|mailbox| mailbox.send(Order::Poll(poll)));
+        self.shared.active().iter().for_each(|mailbox| mailbox.send(Order::Poll(poll)));
         if before.log.level != wanted.log.level {
             logs::set_level(wanted.log.level);
         }
         self.settings.set(wanted);
         Ok(changed)
+    }
+
+    /// Has the first `workers` workers go by `ports`.
+    fn go_over(&self, ports: Ports, workers: usize) {
+        let all = &self.shared.mailboxes;
+        let all = all.get(..workers).unwrap_or(all);
+        if !self.shared.ports.change(ports, all, Instant::now() + PATIENCE) {
+            log::error!("a worker doesn't go on, and has the ports of before");
+        }
+    }
+
+    /// Registers the sources with the workers that there are to be. Those that move are nobody's.
+    fn move_sources(&self, endpoints: &Endpoints, ports: &Ports, workers: usize) {
+        ports.iter().for_each(|port| unwatch_tap(&self.shared, port));
+        self.shared.set_workers(workers);
+        for port in ports.iter() {
+            if let Err(error) = watch_tap(&self.shared, port) {
+                log::error!("port {}: {}; its frames wait", port.name, super::chain(&error));
+            }
+        }
+        endpoints.values().for_each(|served| served.events.move_kicks());
     }
 
     /// The ports of `wanted`: those that stay, and new ones, which are opened.
@@ -152,7 +196,7 @@ impl Switch {
         ports: &Ports,
         fresh: &mut Fresh,
     ) -> Result<Vec<Next<'s>>, ChangeError> {
-        let workers = self.shared.mailboxes.len();
+        let (queues, most) = (wanted.workers.count, self.shared.mailboxes.len());
         let mut used: BTreeSet<_> = ports.iter().map(|port| port.id.0).collect();
         let mut next = Vec::new();
         for wanted in &wanted.ports {
@@ -172,7 +216,7 @@ impl Switch {
                 PortKind::Tap(_) if !self.opens_taps => {
                     return Err(ChangeError::NoTaps(wanted.name.clone()));
                 }
-                PortKind::Tap(tap) => Kind::Tap(open_tap(&wanted.name, tap, workers, None)?),
+                PortKind::Tap(tap) => Kind::Tap(open_tap(&wanted.name, tap, queues, None)?),
             };
             let port = match known {
                 Some((_, port)) => port.successor(kind),
@@ -180,7 +224,7 @@ impl Switch {
                     let id = (0..MAX_PORTS as u16).find(|id| !used.contains(id));
                     let id = id.ok_or(ChangeError::Full)?;
                     used.insert(id);
-                    Port::new(PortId(id), wanted.name.clone(), kind, workers)
+                    Port::new(PortId(id), wanted.name.clone(), kind, most)
                 }
             };
             let port = Arc::new(port);
@@ -222,8 +266,8 @@ impl Switch {
         }
         for opened in fresh.sockets.drain(..) {
             let id = opened.port.id;
-            let endpoint = serve(&self.shared, opened, sandbox)?;
-            fresh.endpoints.extend(endpoint.map(|endpoint| (id, endpoint)));
+            let served = serve(&self.shared, opened, sandbox)?;
+            fresh.endpoints.extend(served.map(|served| (id, served)));
         }
         Ok(())
     }
@@ -236,9 +280,8 @@ impl Switch {
         next: &[Next<'_>],
     ) {
         let gone: Vec<_> = gone.collect();
-        let ended: Vec<Endpoint> =
-            gone.iter().filter_map(|port| endpoints.remove(&port.id)).collect();
-        ended.iter().for_each(Endpoint::begin_to_stop);
+        let ended: Vec<_> = gone.iter().filter_map(|port| endpoints.remove(&port.id)).collect();
+        ended.iter().for_each(|served| served.endpoint.begin_to_stop());
         drop(ended);
         for port in gone {
             unwatch_tap(&self.shared, port);
@@ -261,8 +304,6 @@ fn stays(before: &PortSettings, wanted: &PortSettings) -> bool {
 /// Refuses what takes another process.
 fn fixed(before: &Settings, wanted: &Settings) -> Result<(), ChangeError> {
     let differ = [
-        ("workers.count", before.workers.count != wanted.workers.count),
-        ("workers.cpus", before.workers.cpus != wanted.workers.cpus),
         ("mac-table.capacity", before.mac_table.capacity != wanted.mac_table.capacity),
         ("upgrade.socket", before.upgrade != wanted.upgrade),
         ("api.socket", before.api != wanted.api),
@@ -293,7 +334,7 @@ fn difference(before: &Settings, wanted: &Settings) -> Changed {
     let gone = before.ports.iter().filter(|port| of(wanted, &port.name).is_none());
     changed.removed = gone.map(|port| port.name.clone()).collect();
     for (key, differs) in [
-        ("workers.mode", before.workers.mode != wanted.workers.mode),
+        ("workers", before.workers != wanted.workers),
         ("mac-table", before.mac_table != wanted.mac_table),
         ("log.level", before.log.level != wanted.log.level),
         ("mirror", before.mirrors != wanted.mirrors),

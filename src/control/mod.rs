@@ -2,6 +2,7 @@
 
 pub mod api;
 mod change;
+mod crew;
 mod desk;
 mod open;
 mod settings;

@@ -2,10 +2,11 @@
 //!
 //! This is all that may need the rights of root, and it comes before the first thread.
 
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::config::{PortKind, PortSettings, Settings, TapSettings};
+use crate::config::{MAX_WORKERS, PortKind, PortSettings, Settings, TapSettings};
 use crate::frame::PortId;
 use crate::port::{Kind, Port, TapPort, VhostPort};
 use crate::ring::Queues;
@@ -24,6 +25,8 @@ pub struct Opened {
     /// The ports that another process hands over, by name.
     pub(super) arrivals: Vec<(String, Arrival)>,
     pub(super) watchdog: Option<Watchdog>,
+    /// How many workers there may come to be.
+    pub(super) most_workers: usize,
 }
 
 /// The socket of a port.
@@ -49,6 +52,9 @@ impl Opened {
             log::warn!("cannot raise the limit of open files: {e}");
         }
         let workers = settings.workers.count;
+        // As many as can run at a time: more would be of no use.
+        let most_workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let most_workers = most_workers.clamp(workers, MAX_WORKERS.max(workers));
         let open = |(index, wanted): (usize, &PortSettings)| {
             let kind = match &wanted.kind {
                 PortKind::VhostUser(vhost) => {
@@ -59,14 +65,15 @@ impl Opened {
                     Kind::Tap(open_tap(&wanted.name, tap, workers, queues)?)
                 }
             };
-            Ok(Arc::new(Port::new(PortId(index as u16), wanted.name.clone(), kind, workers)))
+            Ok(Arc::new(Port::new(PortId(index as u16), wanted.name.clone(), kind, most_workers)))
         };
         let ports = settings.ports.iter().enumerate().map(open).collect::<Result<_, Error>>()?;
         let watchdog = Watchdog::new(inherited.watchdog).unwrap_or_else(|error| {
             log::warn!("cannot connect to systemd, whose watchdog will end the switch: {error}");
             None
         });
-        let mut this = Self { ports, sockets: Vec::new(), arrivals: Vec::new(), watchdog };
+        let (sockets, arrivals) = (Vec::new(), Vec::new());
+        let mut this = Self { ports, sockets, arrivals, watchdog, most_workers };
         this.open_sockets(&settings.ports, inherited)?;
         Ok(this)
     }

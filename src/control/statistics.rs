@@ -34,7 +34,7 @@ impl Statistics {
                 ("passed_over", c.passed_over.get()),
             ]
         };
-        shared.counters.iter().map(of).collect()
+        shared.counters.iter().take(shared.workers()).map(of).collect()
     }
 
     /// Writes one line for each port and worker to the log, as `key=value` pairs.

@@ -1,6 +1,7 @@
 //! The running switch: its ports, workers and protocol threads.
 
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -13,14 +14,15 @@ use crate::frame::PortId;
 use crate::logs;
 use crate::port::{Kind, Port};
 use crate::sys::call::Watch;
+use crate::sys::clock;
 use crate::sys::poller::Trigger;
 use crate::sys::sandbox::{Sandbox, Thread};
-use crate::sys::{clock, thread as sys_thread};
 use crate::table::mac::{self, MacTable, MacTableConfig};
 use crate::vhost_user::Endpoint;
-use crate::worker::{PortEvents, Shared, Worker, source_id};
+use crate::worker::{Mailbox, PortEvents, Shared, source_id};
 
 use super::change::{give, rules};
+use super::crew::Crew;
 use super::open::{Opened, OpenedSocket};
 use super::upgrade::{Inherited, PortIdentity, Predecessor};
 use super::watchdog::Watchdog;
@@ -30,7 +32,13 @@ use super::{Error, Statistics};
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// The sockets of vhost-user ports that are served.
-pub(super) type Endpoints = BTreeMap<PortId, Endpoint>;
+pub(super) type Endpoints = BTreeMap<PortId, Served>;
+
+/// A socket, and what it tells the workers.
+pub(super) struct Served {
+    pub endpoint: Endpoint,
+    pub events: Arc<PortEvents>,
+}
 
 /// The settings that a switch goes by now.
 #[derive(Debug)]
@@ -60,7 +68,9 @@ pub struct Switch {
     pub(super) settings: Arc<Desired>,
     /// By port; TAPs have none. Locked by whoever changes the ports or hands them over.
     pub(super) endpoints: Mutex<Endpoints>,
-    threads: Vec<JoinHandle<()>>,
+    /// Locked behind the endpoints.
+    pub(super) crew: Mutex<Crew>,
+    sweeper: Option<JoinHandle<()>>,
     /// Whether the process has given up its rights, and whether it may open TAPs.
     pub(super) sandboxed: bool,
     pub(super) opens_taps: bool,
@@ -110,14 +120,15 @@ impl Switch {
 
     /// A switch whose workers wait at the gate.
     fn build(settings: &Settings, opened: Opened, sandbox: &Sandbox) -> Result<Self, Error> {
-        let Opened { ports, sockets, watchdog, .. } = opened;
-        let shared = Arc::new(share(settings, ports)?);
+        let Opened { ports, sockets, watchdog, most_workers, .. } = opened;
+        let shared = Arc::new(share(settings, ports, most_workers)?);
         shared.gate.shut();
         let mut switch = Self {
             shared,
             settings: Arc::new(Desired::new(settings.clone())),
             endpoints: Mutex::default(),
-            threads: Vec::new(),
+            crew: Mutex::default(),
+            sweeper: None,
             sandboxed: settings.sandbox.mode != SandboxMode::Off,
             opens_taps: settings.sandbox.mode == SandboxMode::Off || settings.has_taps(),
             watchdog: watchdog.as_ref().map(Watchdog::time),
@@ -125,12 +136,14 @@ impl Switch {
         for port in switch.shared.ports.now().iter() {
             watch_tap(&switch.shared, port)?;
         }
-        switch.start_threads(settings, watchdog, sandbox)?;
+        switch.crew.get_mut().hire(&switch.shared, &settings.workers, sandbox)?;
+        switch.crew.get_mut().pin(&settings.workers.cpus);
+        switch.start_sweeper(watchdog, sandbox)?;
         // Last: a frontend that is served finds a working switch.
         for opened in sockets {
             let port = Arc::clone(&opened.port);
-            let endpoint = serve(&switch.shared, opened, sandbox)?;
-            switch.endpoints.get_mut().extend(endpoint.map(|endpoint| (port.id, endpoint)));
+            let served = serve(&switch.shared, opened, sandbox)?;
+            switch.endpoints.get_mut().extend(served.map(|served| (port.id, served)));
         }
         Ok(switch)
     }
@@ -153,15 +166,16 @@ impl Switch {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.gate.open();
         self.shared.mailboxes.iter().for_each(|mailbox| mailbox.wake());
-        for thread in self.threads.drain(..) {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                log::error!("a worker ended by a panic: please report it");
+        self.crew.get_mut().join();
+        if let Some(sweeper) = self.sweeper.take() {
+            sweeper.thread().unpark();
+            if sweeper.join().is_err() {
+                log::error!("the sweeper ended by a panic: please report it");
             }
         }
         // They reset the rings, and guests see an orderly end.
         let endpoints = self.endpoints.get_mut();
-        endpoints.values().for_each(Endpoint::begin_to_stop);
+        endpoints.values().for_each(|served| served.endpoint.begin_to_stop());
         endpoints.clear();
     }
 
@@ -192,41 +206,19 @@ impl Switch {
         }
     }
 
-    fn start_threads(
+    fn start_sweeper(
         &mut self,
-        settings: &Settings,
         watchdog: Option<Watchdog>,
         sandbox: &Sandbox,
     ) -> Result<(), Error> {
-        for index in 0..settings.workers.count {
-            let shared = Arc::clone(&self.shared);
-            let mut worker = Worker::new(shared, index, settings.workers.mode);
-            let cpu = settings.workers.cpus.get(index).copied();
-            let sandbox = sandbox.clone();
-            self.spawn(format!("worker{index}"), move || {
-                if let Some(cpu) = cpu
-                    && let Err(e) = sys_thread::pin_current(cpu)
-                {
-                    log::error!("worker {index}: cannot pin to CPU {cpu}: {e}; it runs unpinned");
-                }
-                sandbox.confine(Thread::Worker);
-                worker.run();
-            })?;
-        }
-        let shared = Arc::clone(&self.shared);
-        let sandbox = sandbox.clone();
-        let watch = Watch::new()
-            .map_err(|source| Error::System { what: "handle signals of the watch", source })?;
-        self.spawn("sweeper".into(), move || {
+        let (shared, sandbox) = (Arc::clone(&self.shared), sandbox.clone());
+        let system = |what| move |source| Error::System { what, source };
+        let watch = Watch::new().map_err(system("handle signals of the watch"))?;
+        let sweeper = thread::Builder::new().name("sweeper".into()).spawn(move || {
             sandbox.confine(Thread::Sweeper);
             sweep(&shared, watch, watchdog);
-        })
-    }
-
-    fn spawn(&mut self, name: String, job: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-        let thread = thread::Builder::new().name(name).spawn(job);
-        let thread = thread.map_err(|source| Error::System { what: "start a thread", source })?;
-        self.threads.push(thread);
+        });
+        self.sweeper = Some(sweeper.map_err(system("start a thread"))?);
         Ok(())
     }
 }
@@ -241,16 +233,14 @@ impl Members<'_> {
     /// The ports: what each is to another process, itself, and its socket if it has one.
     pub fn iter(&self) -> impl Iterator<Item = (&PortIdentity, &Port, Option<&Endpoint>)> {
         let ports = self.list.iter();
-        ports.map(|(identity, port)| (identity, port.as_ref(), self.endpoints.get(&port.id)))
+        let endpoint = |port: &Port| self.endpoints.get(&port.id).map(|served| &served.endpoint);
+        ports.map(move |(identity, port)| (identity, port.as_ref(), endpoint(port)))
     }
 }
 
 /// Registers a TAP with its workers.
 pub(super) fn watch_tap(shared: &Shared, port: &Port) -> Result<(), Error> {
-    let Kind::Tap(tap) = &port.kind else { return Ok(()) };
-    for queue in 0..tap.queues() {
-        let watched = shared.mailboxes.get(port.worker_of(queue)).zip(tap.queue_fd(queue));
-        let Some((mailbox, fd)) = watched else { continue };
+    for (queue, mailbox, fd) in tap_queues(shared, port) {
         let token = u64::from(source_id(port.id, queue));
         let added = mailbox.poller.add(fd, token, Trigger::Edge);
         added.map_err(|source| Error::System { what: "watch a TAP device", source })?;
@@ -260,14 +250,27 @@ pub(super) fn watch_tap(shared: &Shared, port: &Port) -> Result<(), Error> {
 
 /// Takes a TAP away from its workers.
 pub(super) fn unwatch_tap(shared: &Shared, port: &Port) {
-    let Kind::Tap(tap) = &port.kind else { return };
-    for queue in 0..tap.queues() {
-        let watched = shared.mailboxes.get(port.worker_of(queue)).zip(tap.queue_fd(queue));
-        if let Some((mailbox, fd)) = watched {
-            // Not in any more: the goal is reached.
-            let _ = mailbox.poller.remove(fd);
-        }
+    for (_, mailbox, fd) in tap_queues(shared, port) {
+        // Not in any more: the goal is reached.
+        let _ = mailbox.poller.remove(fd);
     }
+}
+
+/// The queues of a TAP, each with the mailbox of its worker.
+fn tap_queues<'a>(
+    shared: &'a Shared,
+    port: &'a Port,
+) -> impl Iterator<Item = (usize, &'a Mailbox, BorrowedFd<'a>)> {
+    let tap = match &port.kind {
+        Kind::Tap(tap) => Some(tap),
+        Kind::Vhost(_) => None,
+    };
+    let workers = shared.workers();
+    let queues = tap.into_iter().flat_map(|tap| (0..tap.queues()).map(move |queue| (tap, queue)));
+    queues.filter_map(move |(tap, queue)| {
+        let mailbox = shared.mailboxes.get(port.worker_of(queue, workers))?;
+        Some((queue, mailbox.as_ref(), tap.queue_fd(queue)?))
+    })
 }
 
 /// Serves the socket of a port.
@@ -275,14 +278,15 @@ pub(super) fn serve(
     shared: &Arc<Shared>,
     opened: OpenedSocket,
     sandbox: &Sandbox,
-) -> Result<Option<Endpoint>, Error> {
+) -> Result<Option<Served>, Error> {
     let OpenedSocket { port, socket, mtu } = opened;
     let Kind::Vhost(vhost) = &port.kind else { return Ok(None) };
-    let events = PortEvents::new(Arc::clone(shared), Arc::clone(&port));
+    let events = Arc::new(PortEvents::new(Arc::clone(shared), Arc::clone(&port)));
     let queues = Arc::clone(vhost.queues());
-    let endpoint = Endpoint::spawn(&port.name, socket, mtu, queues, Arc::new(events), sandbox);
+    let endpoint =
+        Endpoint::spawn(&port.name, socket, mtu, queues, Arc::clone(&events) as _, sandbox);
     let failed = |source| Error::Endpoint { port: port.name.clone(), source };
-    endpoint.map(Some).map_err(failed)
+    Ok(Some(Served { endpoint: endpoint.map_err(failed)?, events }))
 }
 
 /// Removes aged addresses, and watches over calls of guests and over workers, until the switch stops.
@@ -309,7 +313,11 @@ impl Drop for Switch {
     }
 }
 
-fn share(settings: &Settings, ports: Box<[Arc<Port>]>) -> Result<Shared, Error> {
+fn share(
+    settings: &Settings,
+    ports: Box<[Arc<Port>]>,
+    most_workers: usize,
+) -> Result<Shared, Error> {
     let table = &settings.mac_table;
     let macs = MacTable::new(
         &MacTableConfig {
@@ -324,6 +332,8 @@ fn share(settings: &Settings, ports: Box<[Arc<Port>]>) -> Result<Shared, Error> 
         macs.set_port_limit(port.id.0, table.limit(wanted) as u32);
     }
     give(&macs, settings, all.clone());
-    Shared::new(rules(all, settings), macs, settings.workers.count)
+    let workers = settings.workers.count;
+    let ports = rules(all, settings).spread_over(workers, workers);
+    Shared::new(ports, macs, workers, most_workers)
         .map_err(|source| Error::System { what: "create an epoll instance", source })
 }

@@ -58,12 +58,12 @@ impl Watchdog {
             return left;
         }
         self.looked = Instant::now();
-        let beats = shared.counters.iter().map(beats);
+        let beats = shared.counters.iter().take(shared.workers()).map(beats);
         if self.progress.all_went_on(beats) {
             // If it isn't told, it is the next time, or the time runs out.
             let _ = self.socket.send(b"WATCHDOG=1\n");
         }
-        shared.mailboxes.iter().for_each(|mailbox| mailbox.wake());
+        shared.active().iter().for_each(|mailbox| mailbox.wake());
         tick
     }
 }

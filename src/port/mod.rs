@@ -147,7 +147,7 @@ impl<'b> Egress<'b> {
 }
 
 impl Port {
-    /// A port for a switch with `workers` workers.
+    /// A port for a switch with no more than `workers` workers.
     pub fn new(id: PortId, name: String, kind: Kind, workers: usize) -> Self {
         let counters = (0..workers).map(|_| Counters::new(kind.queues())).collect();
         Self { id, name, kind, counters }
@@ -197,19 +197,18 @@ impl Port {
         self.kind.queues()
     }
 
-    /// The worker that takes what comes in by a queue: the pairs of a guest and the queues of a TAP
-    /// go round, and each port begins one worker further, since most use few of their queues.
+    /// The worker, of so many, that takes what comes in by a queue: the pairs of a guest and the queues
+    /// of a TAP go round, and each port begins one worker further, since most use few of their queues.
     #[inline]
-    pub fn worker_of(&self, queue: usize) -> usize {
-        (self.id.index() + queue) % self.counters.len()
+    pub fn worker_of(&self, queue: usize, workers: usize) -> usize {
+        (self.id.index() + queue) % workers.max(1)
     }
 
     /// The queue, of `queues`, that a worker writes to: the one that it takes frames from, if there
     /// is one for each worker.
     #[inline]
     fn queue_of(&self, worker: usize, queues: usize) -> usize {
-        let workers = self.counters.len();
-        (worker + workers - self.id.index() % workers) % workers % queues
+        (worker + queues - self.id.index() % queues) % queues
     }
 
     /// About how long it takes to send a frame out of this port, ns: for estimates, not for books.

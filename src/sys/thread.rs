@@ -1,22 +1,40 @@
-//! What a thread can set on itself.
+//! Which processors a thread runs on.
 
 use std::io;
 
-/// Lets the calling thread run on processor `cpu` only (as numbered in `/proc/cpuinfo`).
-///
-/// # Errors
-/// `InvalidInput` when the processor doesn't exist, is offline or is outside the process's cpuset.
-pub fn pin_current(cpu: usize) -> io::Result<()> {
-    if cpu >= libc::CPU_SETSIZE as usize {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
+
+/// A thread of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadId(Pid);
+
+impl ThreadId {
+    /// The calling thread.
+    #[must_use]
+    pub fn current() -> Self {
+        Self(gettid())
     }
-    // SAFETY: a cpu_set_t is a plain bit map, all zeroes is its empty value.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `cpu` is below CPU_SETSIZE, so the bit lies inside `set`.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: `set` is valid for its size; 0 means the calling thread.
-    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+
+    /// Lets it run on processor `cpu` only (as numbered in `/proc/cpuinfo`).
+    ///
+    /// # Errors
+    /// `InvalidInput` when the processor doesn't exist, is offline or is outside the process's cpuset.
+    pub fn pin(self, cpu: usize) -> io::Result<()> {
+        if cpu >= CpuSet::MAX_CPU {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        Ok(sched_setaffinity(Some(self.0), &set)?)
+    }
+
+    /// Lets it run where the calling thread may.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn unpin(self) -> io::Result<()> {
+        Ok(sched_setaffinity(Some(self.0), &sched_getaffinity(None)?)?)
+    }
 }
 
 #[cfg(test)]
@@ -30,19 +48,33 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_pinned() {
-        std::thread::spawn(|| {
-            pin_current(0).unwrap();
-            assert_eq!(status("Cpus_allowed_list"), "0");
-        })
-        .join()
-        .unwrap();
+    fn a_thread_is_pinned_and_let_go() {
+        let all = status("Cpus_allowed_list");
+        let (said, heard) = std::sync::mpsc::channel();
+        let (go, gone) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            said.send(ThreadId::current()).unwrap();
+            [(); 2].map(|()| {
+                gone.recv().unwrap();
+                let list = status("Cpus_allowed_list");
+                said.send(ThreadId::current()).unwrap();
+                list
+            })
+        });
+        let id = heard.recv().unwrap();
+        id.pin(0).unwrap();
+        go.send(()).unwrap();
+        heard.recv().unwrap();
+        id.unpin().unwrap();
+        go.send(()).unwrap();
+        assert_eq!(thread.join().unwrap(), ["0".to_owned(), all]);
     }
 
     #[test]
     fn absent_processors_are_refused() {
-        for cpu in [libc::CPU_SETSIZE as usize - 1, libc::CPU_SETSIZE as usize, usize::MAX] {
-            assert_eq!(pin_current(cpu).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        for cpu in [CpuSet::MAX_CPU - 1, CpuSet::MAX_CPU, usize::MAX] {
+            let error = ThreadId::current().pin(cpu).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }
     }
 }

@@ -25,6 +25,8 @@ pub enum Order {
     Watch,
     /// Go over to the ports that there are now.
     Ports,
+    /// End: there are fewer workers now.
+    End,
     /// Never sleep; or sleep again when there is nothing to do.
     Poll(bool),
 }
@@ -37,6 +39,7 @@ impl Order {
             (Self::Pause, Self::Pause)
             | (Self::Watch, Self::Watch)
             | (Self::Ports, Self::Ports)
+            | (Self::End, Self::End)
             | (Self::Poll(_), Self::Poll(_)) => true,
             _ => false,
         }

@@ -23,8 +23,8 @@ mod source;
 mod trace;
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -49,12 +49,14 @@ pub struct Shared {
     pub ports: Roster,
     /// Where addresses are.
     pub macs: MacTable,
-    /// Each worker's mailbox.
+    /// How many workers there are: the first ones.
+    workers: AtomicUsize,
+    /// Each worker's mailbox, also of those that may come to be.
     pub mailboxes: Box<[Arc<Mailbox>]>,
     /// Each worker's counters.
     pub counters: Box<[WorkerCounters]>,
     /// What each worker moved from port to port.
-    pub flows: Box<[Flows]>,
+    flows: Box<[OnceLock<Flows>]>,
     /// Set once, to end the workers.
     pub stop: AtomicBool,
     /// Where workers wait when they are told to pause.
@@ -64,23 +66,48 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What `workers` workers begin with.
+    /// What `workers` workers begin with, of whom there may be `most`.
     ///
     /// # Errors
     ///
     /// No epoll instance or eventfd can be had.
-    pub fn new(ports: Ports, macs: MacTable, workers: usize) -> io::Result<Self> {
-        let mailboxes: io::Result<_> = (0..workers).map(|_| Mailbox::new().map(Arc::new)).collect();
+    pub fn new(ports: Ports, macs: MacTable, workers: usize, most: usize) -> io::Result<Self> {
+        let mailboxes: io::Result<_> = (0..most).map(|_| Mailbox::new().map(Arc::new)).collect();
         Ok(Self {
-            ports: Roster::new(ports, workers),
+            ports: Roster::new(ports, most),
+            workers: AtomicUsize::new(workers),
             macs,
             mailboxes: mailboxes?,
-            counters: (0..workers).map(|_| WorkerCounters::default()).collect(),
-            flows: (0..workers).map(|_| Flows::default()).collect(),
+            counters: (0..most).map(|_| WorkerCounters::default()).collect(),
+            flows: (0..most).map(|_| OnceLock::new()).collect(),
             stop: AtomicBool::new(false),
             gate: Gate::default(),
             captures: Mutex::default(),
         })
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.load(Ordering::Acquire)
+    }
+
+    /// There are so many workers from now on: their sources are to be registered with them.
+    pub fn set_workers(&self, workers: usize) {
+        self.workers.store(workers, Ordering::Release);
+    }
+
+    /// The mailboxes of the workers that there are.
+    pub fn active(&self) -> &[Arc<Mailbox>] {
+        self.mailboxes.get(..self.workers()).unwrap_or(&self.mailboxes)
+    }
+
+    /// What each worker moved from port to port, also of those that have gone.
+    pub fn flows(&self) -> impl Iterator<Item = &Flows> + Clone {
+        self.flows.iter().filter_map(OnceLock::get)
+    }
+
+    fn flows_of(&self, worker: usize) -> Option<&Flows> {
+        self.flows.get(worker).map(|flows| flows.get_or_init(Flows::default))
     }
 }
 

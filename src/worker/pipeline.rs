@@ -53,6 +53,7 @@ impl Pipeline {
             mirrors: Mirrors::default(),
         };
         this.take_up_ports();
+        this.watch();
         this
     }
 
@@ -68,7 +69,7 @@ impl Pipeline {
                 Some(old) if Arc::ptr_eq(old, port) => {}
                 Some(old) => port.counters(self.worker).succeed(old.counters(self.worker)),
                 None => {
-                    let flows = self.shared.flows.get(self.worker);
+                    let flows = self.shared.flows_of(self.worker);
                     flows.into_iter().for_each(|flows| flows.forget(port.id));
                 }
             }
@@ -279,7 +280,7 @@ pub(super) fn leave(
     let counters = port.counters(worker);
     let before = Mark::new(counters);
     go(counters);
-    if let Some(flows) = shared.flows.get(worker) {
+    if let Some(flows) = shared.flows_of(worker) {
         flows.count(ingress.id, port.id, count, before, counters);
     }
 }

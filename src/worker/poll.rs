@@ -45,6 +45,8 @@ pub struct Worker {
     index: usize,
     mailbox: Arc<Mailbox>,
     mode: PollMode,
+    /// It was told to end.
+    ended: bool,
     /// In the order of their ids.
     sources: Vec<Source>,
     /// Indices of the hot sources.
@@ -88,6 +90,7 @@ impl Worker {
             index,
             mailbox,
             mode,
+            ended: false,
             hot: Vec::new(),
             sources: sources(pipeline.ports(), index, Vec::new()),
             budget: Budget::new(pipeline.ports().places()),
@@ -109,7 +112,7 @@ impl Worker {
         self.pipeline.shared().gate.pass();
         self.now = clock::now_ns();
         let mut quiet_since = self.now;
-        while !self.pipeline.stopping() {
+        while !self.ended && !self.pipeline.stopping() {
             let frames = self.step();
             // The only reading of the clock in a round: all times are of its end.
             self.now = clock::now_ns();
@@ -315,6 +318,7 @@ impl Worker {
                 Order::Announce { port, mac } => self.announce(port, mac),
                 Order::Watch => self.pipeline.watch(),
                 Order::Ports => self.take_up_ports(),
+                Order::End => self.ended = true,
                 Order::Poll(poll) => {
                     self.mode = if poll { PollMode::Poll } else { PollMode::Adaptive };
                 }

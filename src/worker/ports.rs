@@ -17,10 +17,13 @@ use crate::port::Port;
 use super::{Mailbox, Order};
 
 /// The ports at one moment, by [`PortId`]. There may be gaps where ports were taken out.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Ports {
     slots: Box<[Option<Slot>]>,
     mirrors: Box<[Mirror]>,
+    /// Over how many workers the sources are spread, and over how many they will be. A source that is
+    /// to move to another worker is nobody's meanwhile: its frames wait, and keep their order.
+    workers: [usize; 2],
 }
 
 /// A port and the rules for it.
@@ -103,7 +106,21 @@ impl Ports {
                 *slot = Some(Slot { port, reach, is_probe });
             }
         }
-        Self { slots: slots.into(), mirrors: mirrors.into() }
+        Self { slots: slots.into(), mirrors: mirrors.into(), workers: [1, 1] }
+    }
+
+    /// The same, for so many workers. As long as there are others, `next`, who take sources over, those
+    /// sources are nobody's.
+    #[must_use]
+    pub fn spread_over(self, workers: usize, next: usize) -> Self {
+        Self { workers: [workers, next], ..self }
+    }
+
+    /// The worker that takes what comes in by a queue of a port, unless it is to move.
+    #[must_use]
+    pub fn worker_of(&self, port: &Port, queue: usize) -> Option<usize> {
+        let [now, next] = self.workers.map(|workers| port.worker_of(queue, workers));
+        (now == next).then_some(now)
     }
 
     #[inline]
@@ -230,22 +247,21 @@ impl Roster {
         Arc::clone(&self.state.lock().ports)
     }
 
-    /// Puts `ports` in the place of those before, and returns when all workers go by them, or at
-    /// `deadline`. Tells whether they do.
-    pub fn change<'a>(
-        &self,
-        ports: Ports,
-        mailboxes: impl Iterator<Item = &'a Mailbox>,
-        deadline: Instant,
-    ) -> bool {
+    /// Puts `ports` in the place of those before, and returns when the first workers, which have these
+    /// mailboxes, go by them, or at `deadline`. Tells whether they do.
+    pub fn change(&self, ports: Ports, workers: &[Arc<Mailbox>], deadline: Instant) -> bool {
         let mut state = self.state.lock();
         // Gone here, and not in a worker: with them may go devices and memory.
         let _before = std::mem::replace(&mut state.ports, Arc::new(ports));
         state.version += 1;
-        mailboxes.for_each(|mailbox| mailbox.send(Order::Ports));
-        while state.known.iter().any(|known| *known < state.version) {
+        workers.iter().for_each(|mailbox| mailbox.send(Order::Ports));
+        let all_know = |state: &State| {
+            let mut known = state.known.iter().take(workers.len());
+            known.all(|known| *known >= state.version)
+        };
+        while !all_know(&state) {
             if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return state.known.iter().all(|known| *known >= state.version);
+                return all_know(&state);
             }
         }
         true
@@ -310,20 +326,20 @@ mod tests {
 
     #[test]
     fn a_change_is_over_when_all_workers_know() {
-        let mailboxes = [Mailbox::new().unwrap(), Mailbox::new().unwrap()];
+        let mailboxes = [(), ()].map(|()| Arc::new(Mailbox::new().unwrap()));
         let roster = Roster::new(Ports::new([port(0, "a")]), 2);
         let soon = Instant::now() + Duration::from_millis(10);
-        assert!(!roster.change(Ports::default(), mailboxes.iter(), soon), "nobody came");
+        assert!(!roster.change(Ports::default(), &mailboxes, soon), "nobody came");
         roster.confirm(0, &Arc::new(Ports::default()));
         assert_eq!(roster.now().places(), 0);
         assert_eq!(
-            mailboxes.each_ref().map(Mailbox::take),
+            mailboxes.each_ref().map(|mailbox| mailbox.take()),
             [const { Some(()) }; 2].map(|_| Some(vec![Order::Ports]))
         );
         std::thread::scope(|scope| {
             let change = scope.spawn(|| {
                 let later = Instant::now() + Duration::from_secs(60);
-                roster.change(Ports::new([port(5, "f")]), mailboxes.iter(), later)
+                roster.change(Ports::new([port(5, "f")]), &mailboxes, later)
             });
             for (worker, mailbox) in mailboxes.iter().enumerate() {
                 while mailbox.take().is_none() {

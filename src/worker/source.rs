@@ -42,7 +42,9 @@ pub(super) fn sources(ports: &Ports, worker: usize, before: Vec<Source>) -> Vec<
     let mut before: BTreeMap<_, _> = before.into_iter().map(|source| (source.id, source)).collect();
     let mut sources = Vec::new();
     for port in ports.iter() {
-        for queue in (0..port.queues()).filter(|queue| port.worker_of(*queue) == worker) {
+        for queue in
+            (0..port.queues()).filter(|queue| ports.worker_of(port, *queue) == Some(worker))
+        {
             let id = source_id(port.id, queue);
             let known = before.remove(&id).filter(|known| Arc::ptr_eq(&known.port, port));
             sources.push(known.unwrap_or_else(|| Source {

@@ -38,7 +38,7 @@ impl Bed {
         });
         let table = MacTableConfig { capacity: 64, ageing_secs: 300, seed: 1 };
         let macs = MacTable::new(&table, guests.len());
-        let shared = Arc::new(Shared::new(Ports::new(ports), macs, 1).unwrap());
+        let shared = Arc::new(Shared::new(Ports::new(ports), macs, 1, 1).unwrap());
         let ports = shared.ports.now();
         let endpoints = ports.iter().zip(&settings.ports).map(|(port, wanted)| {
             let events = PortEvents::new(shared.clone(), port.clone());

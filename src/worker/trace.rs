@@ -83,7 +83,7 @@ impl Walk {
         let segments = pool.local(tail, std::iter::once(0..tail.len()));
 
         let sends = ingress.sends();
-        let worker = ingress.worker_of(0);
+        let worker = ports.worker_of(ingress, 0).unwrap_or_default();
         let mut steps = vec![Step::Ingress { worker, up: ingress.is_up(), sends }];
         stage::sanitise(std::slice::from_mut(&mut frame), sends);
         if let Verdict::Drop(reason) = frame.verdict {

@@ -191,20 +191,7 @@ fn those_who_are_not_concerned_lose_no_frame() {
             rounds
         });
         let _raise = Raise(done);
-        let mut next = 0;
-        for seed in 0..FRAMES {
-            let sent = frame(mac(2), mac(1), seed);
-            // No more than fit into the receiver's ring.
-            while seed - next >= 100 || !a.try_send(0, &sent, &Layout::whole()) {
-                next = take(&mut b, next);
-            }
-            next = take(&mut b, next);
-        }
-        let deadline = Instant::now() + PATIENCE;
-        while next < FRAMES && Instant::now() < deadline {
-            next = take(&mut b, next);
-        }
-        assert_eq!(next, FRAMES, "all came, in order");
+        talk(&mut a, &mut b, FRAMES);
         done.store(true, Ordering::Relaxed);
         changes.join().expect("changes")
     });
@@ -213,6 +200,24 @@ fn those_who_are_not_concerned_lose_no_frame() {
     assert_eq!((&a["drops"], &b["drops"]), (&json!({}), &json!({})));
     assert_eq!(b["counters"]["egress_frames"], FRAMES);
     bench.switch.stop();
+}
+
+/// So many frames go from the guest at `a` to the one at `b`, and all come, in order.
+fn talk(a: &mut Guest, b: &mut Guest, frames: u32) {
+    let mut next = 0;
+    for seed in 0..frames {
+        let sent = frame(mac(2), mac(1), seed);
+        // No more than fit into the receiver's ring.
+        while seed - next >= 100 || !a.try_send(0, &sent, &Layout::whole()) {
+            next = take(b, next);
+        }
+        next = take(b, next);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while next < frames && Instant::now() < deadline {
+        next = take(b, next);
+    }
+    assert_eq!(next, frames, "all came, in order");
 }
 
 /// Takes what is there; returns the number of the next one that is to come.
@@ -245,6 +250,71 @@ fn change_everything_else(bench: &Bench, round: u32) {
     ] {
         bench.says(arguments);
     }
+}
+
+/// Sources move from worker to worker under load: no frame is lost, none overtakes another.
+#[test]
+fn workers_come_and_go() {
+    const FRAMES: u32 = 40_000;
+    let mut bench = Bench::new();
+    let [mut a, mut b] = ["a", "b"].map(|port| bench.guest(port));
+    arrives(&mut b, &mut a, &frame([0xff; 6], mac(2), 0));
+    let pid = bench.switch.process().pid();
+    let workers = || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+        let status = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.ok()?.path().join("status")).ok()
+        };
+        let named = |text: String| {
+            let field = |key: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(key));
+                line.expect("a field").trim().to_owned()
+            };
+            field("Name:").starts_with("worker").then(|| field("Cpus_allowed_list:"))
+        };
+        let mut cpus: Vec<_> = tasks.filter_map(status).filter_map(named).collect();
+        cpus.sort();
+        cpus
+    };
+    let all = workers();
+    assert_eq!(all.len(), 1);
+    // As many as there are CPUs: on one of them nothing is left to change.
+    let most = std::thread::available_parallelism().expect("CPUs").get().min(3);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (bench, done) = (&bench, &done);
+        let changes = scope.spawn(move || {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) || rounds < 3 {
+                for count in (1..=most).chain((1..most).rev()) {
+                    bench.says(&["set", &format!("workers.count={count}")]);
+                }
+                rounds += 1;
+            }
+        });
+        let _raise = Raise(done);
+        talk(&mut a, &mut b, FRAMES);
+        done.store(true, Ordering::Relaxed);
+        changes.join().expect("changes");
+    });
+    let [port_a, port_b] = ["a", "b"].map(|port| bench.json(&["show", "port", port]));
+    assert_eq!((&port_a["drops"], &port_b["drops"]), (&json!({}), &json!({})));
+    assert_eq!(port_b["counters"]["egress_frames"], FRAMES);
+    assert_eq!(workers(), all);
+
+    if most > 1 {
+        bench.says(&["set", "workers.count=2", "workers.cpus=0,1"]);
+        assert_eq!(workers(), ["0", "1"]);
+        let frames = || bench.json(&["show", "workers"])[1]["counters"]["frames"].as_u64();
+        let before = frames().expect("the second one");
+        arrives(&mut b, &mut a, &frame(mac(1), mac(2), 1));
+        arrives(&mut a, &mut b, &frame(mac(2), mac(1), 1));
+        wait_for("its count", PATIENCE, || (frames() == Some(before + 1)).then_some(()));
+        bench.says(&["set", "workers.cpus="]);
+        assert_eq!(workers(), [all.as_slice(), &all].concat());
+    }
+    let log = bench.switch.stop();
+    assert!(!log.contains("ERROR"), "{log}");
 }
 
 #[test]
@@ -414,8 +484,9 @@ fn the_file_is_read_again() {
     bench.refuses(&["reload"], &["ringswitch.toml:", &line]);
     write(&(whole.clone() + "mtu = 1\n"));
     bench.refuses(&["reload"], &["`mtu` is 1; expected 68 to 65535"]);
-    write(&(whole.clone() + "[workers]\ncount = 2\n"));
-    bench.refuses(&["reload"], &["workers.count can't be changed", "ringswitch upgrade"]);
+    let other = whole.replace("[api]\n", "[api]\nmetrics = \"127.0.0.1:9479\"\n");
+    write(&other);
+    bench.refuses(&["reload"], &["api.metrics can't be changed", "ringswitch upgrade"]);
     let elsewhere = d.replace(&bench.socket("d").display().to_string(), "/nowhere/d.sock");
     write(&(text.clone() + &d + &elsewhere.replace("\"d\"", "\"e\"")));
     bench.refuses(&["reload"], &["port e", "its directory does not exist"]);
@@ -476,7 +547,8 @@ fn what_is_wrong_is_said_and_changes_nothing() {
         (vec!["set", "mac-table.ageing-seconds=0"], vec!["[mac-table]: `ageing-seconds` is 0"]),
         (vec!["set", "mac-table.colour=1"], vec!["unknown field `colour`"]),
         (vec!["set", "table.colour=1"], vec!["unknown field `table`"]),
-        (vec!["set", "workers.count=2"], vec!["workers.count can't be changed", "upgrade"]),
+        (vec!["set", "workers.count=64"], vec!["`count` is 64", "made for", "upgrade"]),
+        (vec!["set", "mac-table.capacity=2000"], vec!["mac-table.capacity can't be changed"]),
         (vec!["set", "sandbox.mode=off"], vec!["sandbox can't be changed"]),
         (vec!["reload", "/nowhere"], vec!["cannot read /nowhere"]),
         (vec!["reload", "/dev/null"], vec!["there is no port"]),
@@ -581,6 +653,9 @@ fn devices_come_and_go() {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     };
     assert_eq!(mtu("rs-u"), "1500");
+    if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
+        assert_eq!(bench.says(&["set", "workers.count=2"]), "changed workers");
+    }
     assert_eq!(bench.says(&["port", "set", "u", "mtu=1400"]), "changed u");
     assert_eq!(mtu("rs-u"), "1400");
     // The host's frames come in by it.

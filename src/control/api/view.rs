@@ -177,7 +177,7 @@ impl View {
         let ports = self.shared.ports.now();
         let ids: Vec<_> = ports.iter().map(|port| port.id).collect();
         let name = |id| ports.get(id).map(|port| port.name.clone());
-        let sums = Flows::sums(&self.shared.flows, &ids).into_iter();
+        let sums = Flows::sums(self.shared.flows(), &ids).into_iter();
         let flow = |(from, to, flow): (PortId, PortId, worker::Flow)| {
             let worker::Flow { frames, bytes, dropped } = flow;
             Some(Flow { from: name(from)?, to: name(to)?, frames, bytes, dropped })

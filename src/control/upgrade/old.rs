@@ -233,7 +233,7 @@ impl Leaving<'_> {
         let deadline = start + STANDSTILL;
         let shared = &self.switch.shared;
         self.paused = true;
-        let mailboxes = shared.mailboxes.iter().map(AsRef::as_ref);
+        let mailboxes = shared.active().iter().map(AsRef::as_ref);
         anyhow::ensure!(shared.gate.close(mailboxes, deadline), "a worker doesn't stop");
         self.handovers.iter().for_each(|(_, handover)| handover.tell_rings());
         let mut running = BTreeMap::new();
