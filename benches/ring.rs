@@ -9,6 +9,7 @@
 //! | `switch` | go from one ring to the other: receive, stages, look-up, copy, both publications |
 //! | `drop` | end at the look-up: what `switch` costs without the receiver |
 //! | `captured` | as in `switch`, 64 bytes, while nobody captures, while somebody captures another port, and while somebody captures these two: then each frame is copied once more for each |
+//! | `mirrored` | as in `switch`, 64 bytes, while nobody is mirrored, another port is, and the sender is, to a guest that takes the copies and to one that doesn't |
 
 #![expect(clippy::expect_used, reason = "a bench that can't start has nothing to say")]
 #![allow(missing_docs, reason = "criterion's macros")]
@@ -26,7 +27,7 @@ use ringswitch::sys::sandbox::Sandbox;
 use ringswitch::table::mac::{MacTable, MacTableConfig};
 use ringswitch::vhost_user::{Endpoint, PortSocket};
 use ringswitch::wire::filter::Filter;
-use ringswitch::worker::{Buffer, Capture, PortEvents, Ports, Shared, Worker};
+use ringswitch::worker::{Buffer, Capture, Mirror, PortEvents, Ports, Reach, Shared, Worker};
 
 /// Bytes of a frame, without the virtio-net header, and how many go at a time.
 const FRAMES: [(usize, usize); 5] = [(64, 64), (512, 64), (1518, 64), (9000, 32), (65_000, 8)];
@@ -37,7 +38,7 @@ const RESERVED: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 3];
 /// Steps in vain after which nothing will come any more.
 const STEPS: usize = 1_000_000;
 
-/// A switch of two ports whose only worker is this thread.
+/// A switch of three ports whose only worker is this thread. Nobody talks to the third one.
 struct Bed {
     shared: Arc<Shared>,
     worker: Worker,
@@ -45,6 +46,8 @@ struct Bed {
     capture: Option<(Arc<Capture>, Vec<Buffer>)>,
     sender: Guest,
     receiver: Guest,
+    probe: Guest,
+    takes_copies: bool,
     _endpoints: Vec<Endpoint>,
     _directory: tempfile::TempDir,
 }
@@ -52,15 +55,15 @@ struct Bed {
 impl Bed {
     fn new(features: u64) -> Bed {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let sockets = ["a", "b"].map(|name| (name.to_owned(), directory.path().join(name)));
-        let settings = Settings::from_args(&sockets, None).expect("two ports");
+        let sockets = ["a", "b", "c"].map(|name| (name.to_owned(), directory.path().join(name)));
+        let settings = Settings::from_args(&sockets, None).expect("ports");
         let port = |index: u16| {
             let kind = Kind::Vhost(VhostPort::new(Arc::new(Queues::new(1))));
             Arc::new(Port::new(PortId(index), format!("port{index}"), kind, 1))
         };
         let table = MacTableConfig { capacity: 1024, ageing_secs: 300, seed: 1 };
-        let macs = MacTable::new(&table, 2);
-        let ports = Ports::new((0..2).map(port));
+        let macs = MacTable::new(&table, 3);
+        let ports = Ports::new((0..3).map(port));
         let shared = Arc::new(Shared::new(ports, macs, 1, 1).expect("a mailbox"));
         let ports = shared.ports.now();
         let endpoints = ports.iter().zip(&settings.ports).filter_map(|(port, wanted)| {
@@ -85,7 +88,7 @@ impl Bed {
         let guest = |(_, socket): &(String, _)| {
             Guest::builder(socket).with(features).rx_buffer(4096).attach().expect("a guest")
         };
-        let [sender, receiver] = [guest(&sockets[0]), guest(&sockets[1])];
+        let [sender, receiver, probe] = sockets.each_ref().map(guest);
         let worker = Worker::new(shared.clone(), 0, PollMode::Poll);
         let mut bed = Bed {
             shared,
@@ -93,6 +96,8 @@ impl Bed {
             capture: None,
             sender,
             receiver,
+            probe,
+            takes_copies: true,
             _endpoints: endpoints,
             _directory: directory,
         };
@@ -101,6 +106,7 @@ impl Bed {
         assert!(bed.receiver.try_send(0, &hello, &Layout::whole()));
         bed.step_until(1);
         bed.sender.recv_burst(0, 1);
+        bed.probe.recv_burst(0, 1);
         bed
     }
 
@@ -115,6 +121,17 @@ impl Bed {
             let spares = capture.spares();
             (capture, spares)
         });
+    }
+
+    /// Has the frames of a port copied to the third one, or nobody's.
+    fn mirror(&mut self, from: Option<u16>) {
+        let mirror =
+            |from| Mirror { from: PortId(from), to: PortId(2), inbound: true, outbound: false };
+        let now = self.shared.ports.now();
+        let ports = now.iter().map(|port| (Arc::clone(port), Reach::Open));
+        let ports = Ports::with_rules(ports, from.map(mirror).into_iter().collect());
+        // The worker is this thread, and takes them up with its next step.
+        self.shared.ports.change(ports, self.shared.active(), Instant::now());
     }
 
     fn step_until(&mut self, frames: usize) {
@@ -136,6 +153,9 @@ impl Bed {
             self.step_until(sent);
             time += start.elapsed();
             while self.receiver.recv_burst(0, sent as u64).frames > 0 {}
+            if self.takes_copies {
+                while self.probe.recv_burst(0, sent as u64).frames > 0 {}
+            }
             if let Some((capture, spares)) = &mut self.capture {
                 capture.take(spares);
             }
@@ -207,9 +227,30 @@ fn captured(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn mirrored(criterion: &mut Criterion) {
+    let mut bed = Bed::new(0);
+    let mut group = criterion.benchmark_group("mirrored");
+    group.warm_up_time(Duration::from_millis(30));
+    group.measurement_time(Duration::from_millis(300)).sample_size(50);
+    let frame = [Frame::pattern(frames::mac(2), frames::mac(1), 64, 1)];
+    let loaded = bed.sender.queue(0).tx.load_up_to(64, &frame, &Layout::whole());
+    loaded.expect("frames in guest memory");
+    for (name, from, takes_copies) in [
+        ("nobody", None, true),
+        ("another port", Some(1), true),
+        ("this port", Some(0), true),
+        ("this port, to a full ring", Some(0), false),
+    ] {
+        bed.mirror(from);
+        bed.takes_copies = takes_copies;
+        group.bench_function(name, |bencher| bencher.iter_custom(|frames| bed.time(frames, 64)));
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().without_plots();
-    targets = bench, captured
+    targets = bench, captured, mirrored
 }
 criterion_main!(benches);

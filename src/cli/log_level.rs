@@ -26,6 +26,9 @@ pub struct LogLevelArgs {
     /// What is to be logged from now on; without it, shows what is logged
     #[arg(value_name = "LEVEL", value_parser = level())]
     level: Option<Level>,
+    /// Print JSON, as the API has it
+    #[arg(long)]
+    json: bool,
     /// The switch's API socket
     #[arg(long, value_name = "PATH", env = "RINGSWITCH_API", default_value = SOCKET)]
     api_socket: PathBuf,
@@ -43,6 +46,10 @@ pub fn run(args: &LogLevelArgs) -> Result<(), Failure> {
         Some(level) => client.send(&Method::PUT, PATH, &LogLevel { level: level.into() })?,
         None => client.get(PATH)?,
     };
+    if args.json {
+        let json = serde_json::to_string_pretty(&now).unwrap_or_default();
+        return Ok(writeln!(io::stdout(), "{json}")?);
+    }
     let level = Level::from(now.level).as_str().to_lowercase();
     Ok(writeln!(io::stdout(), "{level}")?)
 }

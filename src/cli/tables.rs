@@ -1,6 +1,6 @@
 //! What the API says, as tables for people.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use ringswitch::api::{Flow, Mac, Port, ReceiveRing, Trace, Worker};
 
 use super::latency::{micros, quantile};
@@ -26,17 +26,19 @@ pub fn ports(now: &[Port], before: Before<'_, Vec<Port>>) -> String {
             None => whole(port.counter(name)),
             Some((then, secs)) => scaled(rate(port.counter(name), then.counter(name), secs) * 8.0),
         };
+        let state = format!("{}{}", state(port), if port.uplink { ", uplink" } else { "" });
+        let drops = count(port.dropped(), then.map(|(then, secs)| (then.dropped(), secs)));
         table.add_row([
-            port.name.clone(),
-            port.kind.to_string(),
-            format!("{}{}", state(port), if port.uplink { ", uplink" } else { "" }),
-            port.queues.to_string(),
-            whole(port.addresses.into()),
-            frames("ingress_frames"),
-            frames("egress_frames"),
-            bytes("ingress_bytes"),
-            bytes("egress_bytes"),
-            count(port.dropped(), then.map(|(then, secs)| (then.dropped(), secs))),
+            Cell::new(&port.name),
+            Cell::new(port.kind),
+            noted(state, !port.up, Color::Red),
+            Cell::new(port.queues),
+            Cell::new(whole(port.addresses.into())),
+            Cell::new(frames("ingress_frames")),
+            Cell::new(frames("egress_frames")),
+            Cell::new(bytes("ingress_bytes")),
+            Cell::new(bytes("egress_bytes")),
+            noted(&drops, drops != "0", Color::Yellow),
         ]);
     }
     rendered(&table)
@@ -163,7 +165,8 @@ pub fn drops(now: &[Port], before: Before<'_, Vec<Port>>) -> String {
             None => whole(count),
             Some((_, secs)) => scaled(count as f64 / secs),
         };
-        table.add_row([port, reason, frames]);
+        let frames = noted(frames, true, Color::Yellow);
+        table.add_row([Cell::new(port), Cell::new(reason), frames]);
     }
     let before = before.map(|(then, secs)| (then.as_slice(), secs));
     let slow = slow::guests(now, before);
@@ -220,7 +223,9 @@ pub fn trace(trace: &Trace) -> String {
     let mut table = table(&["step", "port", "looked at", "decision"], 4);
     for step in &trace.steps {
         let port = step.port.as_deref().unwrap_or_default();
-        table.add_row([&step.step.to_string(), port, &step.saw, &step.decision]);
+        let dropped = step.decision.starts_with("dropped");
+        let decision = noted(&step.decision, dropped, Color::Red);
+        table.add_row([Cell::new(step.step), Cell::new(port), Cell::new(&step.saw), decision]);
     }
     format!("{}\n\n{}", rendered(&table), trace.verdict)
 }
@@ -245,11 +250,23 @@ fn count(now: u64, then: Option<(u64, f64)>) -> String {
     }
 }
 
+/// What somebody should notice, in colour on a terminal.
+fn noted(text: impl ToString, is: bool, color: Color) -> Cell {
+    let cell = Cell::new(text);
+    if is { cell.fg(color) } else { cell }
+}
+
 /// A table of these columns, of which all but the first `left` are numbers.
 fn table(columns: &[&str], left: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(columns.iter().map(|column| column.to_ascii_uppercase()));
+    if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+        // no-color.org
+        table.force_no_tty();
+    }
+    let bold =
+        |column: &&str| Cell::new(column.to_ascii_uppercase()).add_attribute(Attribute::Bold);
+    table.set_header(columns.iter().map(bold));
     align(&mut table, left);
     table
 }

@@ -143,6 +143,8 @@ fn the_level_changes_while_it_runs() {
     let mut switch = switch("[log]\nlevel = \"info\"\n");
     let socket = switch.api_socket();
     assert_eq!(says(&switch, &["log-level"]), "info\n");
+    let json = says(&switch, &["log-level", "--json"]);
+    assert_eq!(json, "{\n  \"level\": \"info\"\n}\n");
     speak_no_http(&socket);
     assert_eq!(says(&switch, &["log-level", "debug"]), "debug\n");
     let changed = "INFO  logs: the log level is debug now, and was info\n";

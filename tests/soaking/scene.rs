@@ -25,6 +25,8 @@ use super::wild;
 const STREAMS: [([u8; 2], u64); 2] = [([201, 202], 0), ([203, 204], features::RING_PACKED)];
 /// A TAP device that goes down and up.
 const SHAKY: &str = "rs1";
+/// A port that comes and goes.
+const SPARE: &str = "spare";
 /// Threads that the guests share.
 const THREADS: usize = 4;
 /// Epochs of a switch's life: whether machines run meanwhile, and whether another process takes over.
@@ -115,7 +117,7 @@ fn start(options: &Options, host: &Netns) -> Switch {
     let builder = Switch::builder().netns(host);
     let builder = builder.settings(&format!("[workers]\ncount = 2\n{}", taps.concat()));
     let all = streams.chain(guests).chain(machines);
-    let switch = all.fold(builder, |builder, port| builder.port(&port)).upgradable().start();
+    let switch = all.fold(builder, |builder, port| builder.port(&port)).upgradable().api().start();
     set_up_taps(host);
     switch
 }
@@ -200,11 +202,17 @@ impl<'a> Scene<'a> {
         let share = self.actors.len().div_ceil(THREADS);
         let (pid, host) = (AtomicU32::new(self.switch.process().pid()), self.host);
         let dice = Dice::new(self.options.seed, epoch << 8);
+        let mut meddler = Meddler {
+            api: self.switch.api_socket(),
+            spare: self.switch.socket(SPARE),
+            dice: Dice::new(self.options.seed, epoch << 8 | 1),
+        };
         thread::scope(|scope| {
             let raise = Raise(&ended);
             let streams: Vec<_> =
                 self.streams.iter_mut().map(|stream| scope.spawn(|| stream.run(&ended))).collect();
             scope.spawn(|| shake(&pid, host, dice, &ended));
+            scope.spawn(|| meddler.run(&ended));
             let threads: Vec<_> = self
                 .actors
                 .chunks_mut(share)
@@ -429,6 +437,63 @@ fn is_trouble(line: &str) -> bool {
         !of_a_guest || !expected.iter().any(|text| line.contains(text))
     };
     line.contains("panicked") || line.contains(" ERROR ") || warned
+}
+
+/// Somebody who looks at the switch and changes what concerns nobody's books, while it may be upgraded.
+struct Meddler {
+    api: PathBuf,
+    spare: PathBuf,
+    dice: Dice,
+}
+
+impl Meddler {
+    /// At the end all is as it was.
+    fn run(&mut self, ended: &AtomicBool) {
+        while !ended.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(self.dice.between(20, 300)));
+            self.act();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let all = ["set", "workers.count=2", "workers.mode=", "mac-table.ageing-seconds="];
+        while !self.does(&all) || self.does(&["show", "port", SPARE]) {
+            self.does(&["port", "remove", SPARE]);
+            assert!(Instant::now() < deadline, "the settings can't be brought back");
+        }
+    }
+
+    fn act(&mut self) {
+        let socket = format!("socket={}", self.spare.display());
+        let pairs = format!("queue-pairs={}", self.dice.between(1, 8));
+        let workers = format!("workers.count={}", self.dice.between(1, 2));
+        let mode = format!("workers.mode={}", self.dice.pick(&["poll", "adaptive"]));
+        let port = format!("g{}", self.dice.between(1, 9));
+        let what = self.dice.pick(&["ports", "flows", "macs", "workers", "drops", "config"]);
+        match self.dice.below(8) {
+            0 => self.does(&["show", what]),
+            1 => self.does(&["port", "add", SPARE, &socket, &pairs, "isolated=true"]),
+            2 => self.does(&["port", "set", SPARE, &pairs, "mac-limit=7"]),
+            3 => self.does(&["port", "remove", SPARE]),
+            4 => self.does(&["set", &workers, &mode]),
+            5 => self.does(&["set", "mac-table.ageing-seconds=3000"]),
+            6 => self.does(&["capture", &port, "-w", "/dev/null", "--seconds", "1"]),
+            _ => self.does(&[
+                "trace",
+                &port,
+                "arp",
+                "10.0.0.1",
+                "10.0.0.2",
+                "--from",
+                "02:00:00:00:00:01",
+            ]),
+        };
+    }
+
+    /// Whether the switch did it. It may have ended or been upgraded.
+    fn does(&self, arguments: &[&str]) -> bool {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ringswitch"));
+        let output = command.args(arguments).env("RINGSWITCH_API", &self.api).output();
+        output.is_ok_and(|output| output.status.success())
+    }
 }
 
 /// Sets a TAP device down and up, and asks the switch for its statistics, now and then.
