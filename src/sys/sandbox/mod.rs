@@ -221,11 +221,17 @@ pub fn enter(plan: &Plan<'_>) -> Result<Sandbox, SandboxError> {
 
 /// Has all threads allocate from one heap. The C library opens /proc/sys/vm/overcommit_memory before
 /// it gives memory of another one back, which the filters refuse, and report. Frames need no memory.
+///
+/// Large buffers (captures', workers') go back to the kernel when they are freed: by itself the C
+/// library would keep the next ones in the heap, after the first was freed.
 fn one_heap() {
-    // SAFETY: sets a number of the allocator. An error means that it has no such number.
+    const LARGE: libc::c_int = 128 << 10;
     #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+    for (option, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE)]
+    {
+        // SAFETY: sets a number of the allocator. An error means that it has no such number.
+        unsafe { libc::mallopt(option, value) };
     }
 }
 
