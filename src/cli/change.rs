@@ -244,10 +244,11 @@ pub fn mac(args: &MacArgs) -> Result<(), Failure> {
         MacCommand::Remove { address } => asking.change(&Method::DELETE, &path(address), &()),
         MacCommand::Flush { port } => {
             let query = port.as_ref().map(|port| format!("?port={}", escaped(port)));
-            let path = format!("/macs{}", query.unwrap_or_default());
+            let path = asking.path(&format!("/macs{}", query.unwrap_or_default()));
             let client = Client::new(&asking.api_socket)?;
             let flushed: Flushed = client.send(&Method::DELETE, &path, &())?;
-            asking.print(&flushed, &format!("{} forgotten", flushed.forgotten))
+            let would = if asking.dry_run { "would be " } else { "" };
+            asking.print(&flushed, &format!("{would}{} forgotten", flushed.forgotten))
         }
     }
 }

@@ -114,14 +114,11 @@ impl Switch {
     ) -> Result<Changed, ChangeError> {
         let mut endpoints = self.endpoints.try_lock().ok_or(ChangeError::Busy)?;
         let before = self.settings.now();
-        fixed(&before, &wanted)?;
+        let most = self.shared.mailboxes.len();
+        fixed(&before, &wanted, most)?;
         let changed = difference(&before, &wanted);
         if dry || changed == Changed::default() {
             return Ok(changed);
-        }
-        let most = self.shared.mailboxes.len();
-        if wanted.workers.count > most {
-            return Err(ChangeError::Workers(wanted.workers.count, most));
         }
         let ports = self.shared.ports.now();
         let mut fresh = Fresh::default();
@@ -302,7 +299,7 @@ fn stays(before: &PortSettings, wanted: &PortSettings) -> bool {
 }
 
 /// Refuses what takes another process.
-fn fixed(before: &Settings, wanted: &Settings) -> Result<(), ChangeError> {
+fn fixed(before: &Settings, wanted: &Settings, most_workers: usize) -> Result<(), ChangeError> {
     let differ = [
         ("mac-table.capacity", before.mac_table.capacity != wanted.mac_table.capacity),
         ("upgrade.socket", before.upgrade != wanted.upgrade),
@@ -313,7 +310,11 @@ fn fixed(before: &Settings, wanted: &Settings) -> Result<(), ChangeError> {
         ("log.format", before.log.format != wanted.log.format),
     ];
     let keys: Vec<_> = differ.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect();
-    if keys.is_empty() { Ok(()) } else { Err(ChangeError::Fixed(keys.join(", "))) }
+    if !keys.is_empty() {
+        return Err(ChangeError::Fixed(keys.join(", ")));
+    }
+    let count = wanted.workers.count;
+    if count > most_workers { Err(ChangeError::Workers(count, most_workers)) } else { Ok(()) }
 }
 
 /// What there is to change.

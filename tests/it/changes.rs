@@ -443,7 +443,8 @@ fn given_addresses_are_where_they_were_given() {
     // b claims it, and doesn't get it.
     arrives(&mut b, &mut a, &frame(mac(1), [2, 0, 0, 0, 0, 0xc], 2));
     arrives(&mut a, &mut c, &frame([2, 0, 0, 0, 0, 0xc], mac(1), 3));
-    bench.says(&["mac", "flush"]);
+    assert_eq!(bench.says(&["mac", "flush", "--dry-run"]), "would be 1 forgotten");
+    assert_eq!(bench.says(&["mac", "flush"]), "1 forgotten");
     let macs = bench.json(&["show", "macs"]);
     let left = json!([{"address": "02:00:00:00:00:0c", "port": "c", "age_seconds": null}]);
     assert_eq!(macs, left);

@@ -223,9 +223,12 @@ fn the_command_says_who_took_over() {
     assert_eq!(of, old.to_string());
     assert!(switch.process().wait(PATIENCE).success());
     // It writes to the log of the old one, and isn't our child.
-    let log = std::fs::read_to_string(switch.log()).expect("a log");
-    assert!(log.contains(&format!("process {new} goes on")), "{log}");
-    assert_eq!(log.matches("ready: 3 ports").count(), 2, "{log}");
+    let log = || std::fs::read_to_string(switch.log()).expect("a log");
+    assert!(log().contains(&format!("process {new} goes on")), "{}", log());
+    // It may say so after the old one has ended.
+    wait_for("the second one", PATIENCE, || {
+        (log().matches("ready: 3 ports").count() == 2).then_some(())
+    });
     let guest = Guest::builder(switch.socket("a")).attach().expect("the new one listens");
     let ended = Command::new("sh").args(["-c", &format!("kill -TERM {new}")]).status();
     assert!(ended.expect("a shell").success());

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
@@ -18,6 +18,7 @@ use utoipa::{IntoParams, OpenApi};
 use crate::api::config::{Changed, Config, MirrorConfig, PortConfig};
 use crate::api::{Flushed, Problem, Station};
 use crate::config::Settings;
+use crate::sys::clock;
 use crate::wire::ethernet::MacAddr;
 
 use super::super::desk::{Outcome, Refusal, Wish};
@@ -75,12 +76,13 @@ async fn refuse_lookers(
     request: Request,
     next: Next,
 ) -> Response {
-    if caller.looks_only {
-        let error = "not permitted: only root and the user that the switch runs as may do this, by \
-                     the API's socket";
-        return problem(StatusCode::FORBIDDEN, error);
-    }
-    next.run(request).await
+    if caller.looks_only { not_permitted() } else { next.run(request).await }
+}
+
+fn not_permitted() -> Response {
+    let error = "not permitted: only root and the user that the switch runs as may do this, by the \
+                 API's socket";
+    problem(StatusCode::FORBIDDEN, error)
 }
 
 /// How a change is asked for.
@@ -92,7 +94,43 @@ struct Mode {
     dry_run: bool,
 }
 
-type AskedMode = Result<Query<Mode>, QueryRejection>;
+/// Who asks for a change, and how.
+struct Asking {
+    view: Arc<View>,
+    caller: Caller,
+    dry_run: bool,
+}
+
+impl FromRequestParts<Arc<View>> for Asking {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, view: &Arc<View>) -> Result<Self, Response> {
+        let mode = Query::<Mode>::from_request_parts(parts, view).await;
+        let Query(Mode { dry_run }) = mode.map_err(|error| answer(Err(bad(error.body_text()))))?;
+        // There is one for each connection.
+        let caller = parts.extensions.get().cloned().ok_or_else(not_permitted)?;
+        Ok(Self { view: Arc::clone(view), caller, dry_run })
+    }
+}
+
+impl Asking {
+    /// Asks for what `edit` makes of the settings as they are said.
+    async fn edit(
+        self,
+        edit: impl FnOnce(&mut Config) -> Result<(), Refusal> + Send + 'static,
+    ) -> Response {
+        let edit = |settings: &Settings| {
+            let mut config = describe(settings);
+            edit(&mut config)?;
+            Ok(settle(&config)?)
+        };
+        self.wish(Wish::Edit(Box::new(edit))).await
+    }
+
+    async fn wish(self, wish: Wish) -> Response {
+        answer(self.view.desk().ask(wish, self.caller.name, self.dry_run).await)
+    }
+}
 
 fn bad(error: impl ToString) -> Refusal {
     Refusal::Wrong(error.to_string())
@@ -132,38 +170,6 @@ fn answer(outcome: Outcome) -> Response {
     }
 }
 
-/// Asks for what `edit` makes of the settings.
-async fn ask(
-    view: &View,
-    caller: Caller,
-    mode: AskedMode,
-    edit: impl FnOnce(&Settings) -> Result<Settings, Refusal> + Send + 'static,
-) -> Response {
-    wish(view, caller, mode, Wish::Edit(Box::new(edit))).await
-}
-
-async fn wish(view: &View, caller: Caller, mode: AskedMode, wish: Wish) -> Response {
-    match mode {
-        Ok(Query(Mode { dry_run })) => answer(view.desk().ask(wish, caller.name, dry_run).await),
-        Err(error) => answer(Err(bad(error.body_text()))),
-    }
-}
-
-/// As [`ask`], of the settings as they are said.
-async fn ask_edit(
-    view: &View,
-    caller: Caller,
-    mode: AskedMode,
-    edit: impl FnOnce(&mut Config) -> Result<(), Refusal> + Send + 'static,
-) -> Response {
-    let edit = |settings: &Settings| {
-        let mut config = describe(settings);
-        edit(&mut config)?;
-        Ok(settle(&config)?)
-    };
-    ask(view, caller, mode, edit).await
-}
-
 /// All settings.
 #[utoipa::path(get, path = "/v1/config", responses((status = 200, body = Config)))]
 async fn config(State(view): State<Arc<View>>) -> Json<Config> {
@@ -183,13 +189,7 @@ async fn config(State(view): State<Arc<View>>) -> Json<Config> {
         (status = 409, description = "This process can't go over to them", body = Problem)
     )
 )]
-async fn put_config(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    mode: AskedMode,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
+async fn put_config(asking: Asking, headers: HeaderMap, body: Bytes) -> Response {
     let is_toml = headers.get("content-type").is_some_and(|is| is == "application/toml");
     // Here, and not by the one thread that makes the changes.
     let wanted = if is_toml {
@@ -199,7 +199,7 @@ async fn put_config(
         json::<Config>(&body).and_then(|config| Ok(settle(&config)?))
     };
     match wanted {
-        Ok(wanted) => ask(&view, caller, mode, move |_| Ok(wanted)).await,
+        Ok(wanted) => asking.wish(Wish::Edit(Box::new(move |_| Ok(wanted)))).await,
         Err(refusal) => answer(Err(refusal)),
     }
 }
@@ -216,17 +216,12 @@ async fn put_config(
         (status = 409, description = "This process can't go over to them", body = Problem)
     )
 )]
-async fn patch_config(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    mode: AskedMode,
-    body: Bytes,
-) -> Response {
+async fn patch_config(asking: Asking, body: Bytes) -> Response {
     let edit = move |config: &mut Config| {
         *config = patched(config, json(&body)?)?;
         Ok(())
     };
-    ask_edit(&view, caller, mode, edit).await
+    asking.edit(edit).await
 }
 
 /// Goes over to what the configuration file says now.
@@ -240,12 +235,8 @@ async fn patch_config(
         (status = 409, description = "There is no file, or this process can't", body = Problem)
     )
 )]
-async fn reload(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    mode: AskedMode,
-) -> Response {
-    wish(&view, caller, mode, Wish::File).await
+async fn reload(asking: Asking) -> Response {
+    asking.wish(Wish::File).await
 }
 
 /// Adds a port.
@@ -260,12 +251,7 @@ async fn reload(
         (status = 409, description = "There is one, or it can't be opened", body = Problem)
     )
 )]
-async fn add_port(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    mode: AskedMode,
-    body: Bytes,
-) -> Response {
+async fn add_port(asking: Asking, body: Bytes) -> Response {
     let edit = move |config: &mut Config| {
         let port: PortConfig = json(&body)?;
         if let Some(name) = port.name.as_deref().filter(|name| find(config, name).is_ok()) {
@@ -275,7 +261,7 @@ async fn add_port(
         config.port.push(port);
         Ok(())
     };
-    ask_edit(&view, caller, mode, edit).await
+    asking.edit(edit).await
 }
 
 /// Changes settings of a port: a JSON merge patch (RFC 7396).
@@ -291,13 +277,7 @@ async fn add_port(
         (status = 409, description = "It can't be opened so", body = Problem)
     )
 )]
-async fn patch_port(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    Path(name): Path<String>,
-    mode: AskedMode,
-    body: Bytes,
-) -> Response {
+async fn patch_port(asking: Asking, Path(name): Path<String>, body: Bytes) -> Response {
     let edit = move |config: &mut Config| {
         let at = find(config, &name)?;
         let port = config.port.get_mut(at).ok_or_else(|| bad(""))?;
@@ -310,7 +290,7 @@ async fn patch_port(
         *port = wanted;
         Ok(())
     };
-    ask_edit(&view, caller, mode, edit).await
+    asking.edit(edit).await
 }
 
 /// Removes a port. Its guest is disconnected.
@@ -324,18 +304,13 @@ async fn patch_port(
         (status = 404, description = "There is no port of that name", body = Problem)
     )
 )]
-async fn remove_port(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    Path(name): Path<String>,
-    mode: AskedMode,
-) -> Response {
+async fn remove_port(asking: Asking, Path(name): Path<String>) -> Response {
     let edit = move |config: &mut Config| {
         let at = find(config, &name)?;
         config.port.remove(at);
         Ok(())
     };
-    ask_edit(&view, caller, mode, edit).await
+    asking.edit(edit).await
 }
 
 /// Gives an address to a port: it is there and nowhere else from now on.
@@ -350,13 +325,7 @@ async fn remove_port(
         (status = 404, description = "There is no port of that name", body = Problem)
     )
 )]
-async fn give_mac(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    Path(address): Path<String>,
-    mode: AskedMode,
-    body: Bytes,
-) -> Response {
+async fn give_mac(asking: Asking, Path(address): Path<String>, body: Bytes) -> Response {
     let edit = move |config: &mut Config| {
         let Station { port } = json(&body)?;
         let at = find(config, &port)?;
@@ -365,7 +334,7 @@ async fn give_mac(
         config.port.get_mut(at).iter_mut().for_each(|port| port.macs.push(address.clone()));
         Ok(())
     };
-    ask_edit(&view, caller, mode, edit).await
+    asking.edit(edit).await
 }
 
 /// Forgets an address, whether it was learned or given.
@@ -379,21 +348,15 @@ async fn give_mac(
         (status = 404, description = "Nobody has it", body = Problem)
     )
 )]
-async fn remove_mac(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    Path(address): Path<String>,
-    mode: AskedMode,
-) -> Response {
+async fn remove_mac(asking: Asking, Path(address): Path<String>) -> Response {
     let (address, number) = match (said(&address), address.parse::<MacAddr>()) {
         (Ok(said), Ok(mac)) => (said, mac.to_u64()),
         (said, _) => return answer(said.map(|_| Changed::default())),
     };
     let given = |config: &Config| config.port.iter().any(|port| port.macs.contains(&address));
-    if !given(&describe(&view.settings())) {
+    if !given(&describe(&asking.view.settings())) {
         let nobody = || Refusal::Unknown(format!("no port has {address}; see `show macs`"));
-        let dry = mode.is_ok_and(|Query(mode)| mode.dry_run);
-        let known = dry || view.shared().macs.remove(number);
+        let known = asking.dry_run || asking.view.shared().macs.remove(number);
         let changed = Changed { changed: vec![address.clone()], ..Changed::default() };
         return answer(known.then_some(changed).ok_or_else(nobody));
     }
@@ -401,7 +364,7 @@ async fn remove_mac(
         config.port.iter_mut().for_each(|port| port.macs.retain(|mac| *mac != address));
         Ok(())
     };
-    ask_edit(&view, caller, mode, edit).await
+    asking.edit(edit).await
 }
 
 /// Whose addresses are to be forgotten.
@@ -416,17 +379,14 @@ struct Flush {
 #[utoipa::path(
     delete,
     path = "/v1/macs",
-    params(Flush),
+    params(Flush, Mode),
     responses(
         (status = 200, body = Flushed),
         (status = 404, description = "There is no port of that name", body = Problem)
     )
 )]
-async fn flush_macs(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    Query(Flush { port }): Query<Flush>,
-) -> Response {
+async fn flush_macs(asking: Asking, Query(Flush { port }): Query<Flush>) -> Response {
+    let Asking { view, caller, dry_run } = asking;
     let ports = view.shared().ports.now();
     let id = match &port {
         None => None,
@@ -435,7 +395,16 @@ async fn flush_macs(
             None => return no_port(&view, name),
         },
     };
-    let forgotten = view.shared().macs.flush(id);
+    let macs = &view.shared().macs;
+    if dry_run {
+        let mut forgotten = 0;
+        macs.for_each(clock::coarse_seconds(), |_, port, age| {
+            let is_there = id.is_none_or(|id| id == port);
+            forgotten += u32::from(is_there && age.is_some());
+        });
+        return Json(Flushed { forgotten }).into_response();
+    }
+    let forgotten = macs.flush(id);
     let whose = port.as_deref().unwrap_or("all ports");
     log::info!("addresses of {whose} forgotten by {}: {forgotten}", caller.name);
     Json(Flushed { forgotten }).into_response()
@@ -453,12 +422,7 @@ async fn flush_macs(
         (status = 409, description = "There is one between these ports", body = Problem)
     )
 )]
-async fn add_mirror(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    mode: AskedMode,
-    body: Bytes,
-) -> Response {
+async fn add_mirror(asking: Asking, body: Bytes) -> Response {
     let edit = move |config: &mut Config| {
         let mirror: MirrorConfig = json(&body)?;
         let ends = |of: &MirrorConfig| (of.port.clone(), of.to.clone());
@@ -469,7 +433,7 @@ async fn add_mirror(
         config.mirror.push(mirror);
         Ok(())
     };
-    ask_edit(&view, caller, mode, edit).await
+    asking.edit(edit).await
 }
 
 /// Which mirror.
@@ -486,17 +450,13 @@ struct Ends {
 #[utoipa::path(
     delete,
     path = "/v1/mirrors",
-    params(Ends),
+    params(Ends, Mode),
     responses(
         (status = 200, body = Changed),
         (status = 404, description = "There is none between these ports", body = Problem)
     )
 )]
-async fn remove_mirror(
-    State(view): State<Arc<View>>,
-    Extension(caller): Extension<Caller>,
-    Query(Ends { port, to }): Query<Ends>,
-) -> Response {
+async fn remove_mirror(asking: Asking, Query(Ends { port, to }): Query<Ends>) -> Response {
     let edit = move |config: &mut Config| {
         let is_it = |mirror: &MirrorConfig| {
             mirror.port.as_ref() == Some(&port) && mirror.to.as_ref() == Some(&to)
@@ -506,7 +466,7 @@ async fn remove_mirror(
         let nothing = || Refusal::Unknown(format!("there is no mirror from {port:?} to {to:?}"));
         if config.mirror.len() < count { Ok(()) } else { Err(nothing()) }
     };
-    ask_edit(&view, caller, Ok(Query(Mode { dry_run: false })), edit).await
+    asking.edit(edit).await
 }
 
 /// An address as it is said.

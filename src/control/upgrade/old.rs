@@ -163,6 +163,7 @@ impl Leaving<'_> {
         let mut leaving = Vec::new();
         for (identity, port, endpoint) in self.members.iter() {
             if !self.ports.contains(identity) {
+                log::info!(port = identity.name.as_str(); "ends: the other process doesn't have it");
                 continue;
             }
             match (&port.kind, endpoint) {
