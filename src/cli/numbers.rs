@@ -19,6 +19,11 @@ pub fn whole(count: u64) -> String {
     text
 }
 
+/// `123456` as `123,456`, and `1234567` as `1.23 M`.
+pub fn short(count: u64) -> String {
+    if count < 1_000_000 { whole(count) } else { scaled(count as f64) }
+}
+
 /// `1234567.0` as `1.23 M`, with the SI's prefixes.
 pub fn scaled(value: f64) -> String {
     let mut value = value;
@@ -46,6 +51,7 @@ mod tests {
         for (count, text) in wholes {
             assert_eq!(whole(count), text);
         }
+        assert_eq!([short(999_999), short(1_000_000)], ["999,999", "1.00 M"]);
         for (value, text) in [
             (0.0, "0"),
             (999.4, "999"),

@@ -1,37 +1,47 @@
 //! What the API says, as tables for people.
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
-use ringswitch::api::{Flow, Mac, Port, ReceiveRing, Trace, Worker};
+use ringswitch::api::{Flow, Mac, Port, PortKind, ReceiveRing, Trace, Worker};
 
 use super::latency::{micros, quantile};
-use super::numbers::{rate, scaled, whole};
+use super::numbers::{rate, scaled, short, whole};
 use super::slow;
 use super::way::Way;
 
 /// What was seen before, and how many seconds ago.
 type Before<'a, T> = Option<(&'a T, f64)>;
 
-/// A line for each port.
+/// A line for each port, that fits into 80 columns: large counts are rounded.
 pub fn ports(now: &[Port], before: Before<'_, Vec<Port>>) -> String {
     let mut columns = vec!["port", "kind", "state", "queues", "macs"];
     columns.extend(match before {
-        None => ["frames in", "frames out", "bytes in", "bytes out", "drops"],
-        Some(_) => ["frames in/s", "frames out/s", "bit/s in", "bit/s out", "drops/s"],
+        None => ["frames in", "out", "bytes in", "out", "drops"],
+        Some(_) => ["frames/s in", "out", "bit/s in", "out", "drops/s"],
     });
     let mut table = table(&columns, 3);
     for port in now {
         let then = before.and_then(|(then, secs)| Some((same(then, &port.name)?, secs)));
-        let frames = |name| count(port.counter(name), then.map(|(p, s)| (p.counter(name), s)));
+        let frames = |name| match then {
+            None => short(port.counter(name)),
+            Some((then, secs)) => scaled(rate(port.counter(name), then.counter(name), secs)),
+        };
         let bytes = |name| match then {
-            None => whole(port.counter(name)),
+            None => short(port.counter(name)),
             Some((then, secs)) => scaled(rate(port.counter(name), then.counter(name), secs) * 8.0),
         };
-        let state = format!("{}{}", state(port), if port.uplink { ", uplink" } else { "" });
-        let drops = count(port.dropped(), then.map(|(then, secs)| (then.dropped(), secs)));
+        let kind = match port.kind {
+            PortKind::VhostUser => "guest",
+            PortKind::Tap if port.uplink => "uplink",
+            PortKind::Tap => "tap",
+        };
+        let drops = match then {
+            None => short(port.dropped()),
+            Some((then, secs)) => scaled(rate(port.dropped(), then.dropped(), secs)),
+        };
         table.add_row([
             Cell::new(&port.name),
-            Cell::new(port.kind),
-            noted(state, !port.up, Color::Red),
+            Cell::new(kind),
+            noted(state(port), !port.up, Color::Red),
             Cell::new(port.queues),
             Cell::new(whole(port.addresses.into())),
             Cell::new(frames("ingress_frames")),
@@ -221,6 +231,8 @@ pub fn flows(now: &[Flow], ports: &[Port], before: Before<'_, Vec<Flow>>) -> Str
 /// A line for each step, and the verdict.
 pub fn trace(trace: &Trace) -> String {
     let mut table = table(&["step", "port", "looked at", "decision"], 4);
+    // On a terminal, long words go on in the next line of their cell.
+    table.set_content_arrangement(ContentArrangement::Dynamic);
     for step in &trace.steps {
         let port = step.port.as_deref().unwrap_or_default();
         let dropped = step.decision.starts_with("dropped");

@@ -108,12 +108,9 @@ fn what_is_shown_is_what_happened() {
     assert!(sum * 17.0 / 16.0 > least as f64 / 1e9, "{latency}");
 
     let lines = cells(&bench.says(&["show", "ports"]));
-    assert_eq!(
-        lines[0],
-        "PORT KIND STATE QUEUES MACS FRAMES IN FRAMES OUT BYTES IN BYTES OUT DROPS"
-    );
-    assert_eq!(lines[1], "a vhost-user up 1 1 10 0 1,000 0 0");
-    assert_eq!(lines[2], "b vhost-user down 0 0 0 10 0 1,000 0");
+    assert_eq!(lines[0], "PORT KIND STATE QUEUES MACS FRAMES IN OUT BYTES IN OUT DROPS");
+    assert_eq!(lines[1], "a guest up 1 1 10 0 1,000 0 0");
+    assert_eq!(lines[2], "b guest down 0 0 0 10 0 1,000 0");
     assert_eq!(bench.says(&["show", "drops"]), "nothing was dropped\n");
     let lines = cells(&bench.says(&["show", "port", "a"]));
     assert!(lines.contains(&"ingress_bytes 1,000".to_owned()), "{lines:?}");
@@ -212,8 +209,8 @@ fn watching_shows_rates() {
     // Frames moved between two of its looks.
     let moved = |text: &str| {
         let lines = cells(text);
-        let rate = lines.iter().filter_map(|line| line.strip_prefix("a vhost-user up 1 1 "));
-        text.contains("FRAMES IN/S")
+        let rate = lines.iter().filter_map(|line| line.strip_prefix("a guest up 1 1 "));
+        text.contains("FRAMES/S IN")
             && rate.filter_map(|line| line.split(' ').next()).any(|rate| rate != "0")
     };
     watch.output_when("a rate", 0, PATIENCE, moved);
