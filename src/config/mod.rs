@@ -34,7 +34,7 @@ pub use problem::{ConfigErrors, Position, Problem};
 use raw::{RawApi, RawLog, RawMacTable, RawPort, RawSandbox, RawSettings, RawUpgrade, RawWorkers};
 
 /// The largest configuration file, in bytes; [`MAX_PORTS`] ports need a quarter of it.
-const MAX_FILE_SIZE: u64 = 1 << 20;
+pub const MAX_FILE_SIZE: u64 = 1 << 20;
 /// The name of the uplink's port when the command line asks for one.
 const UPLINK_PORT: &str = "uplink";
 

@@ -85,11 +85,8 @@ pub(super) enum ChangeError {
     Open(#[from] StartError),
 }
 
-/// A port of the next set.
-struct Next<'s> {
-    wanted: &'s PortSettings,
-    port: Arc<Port>,
-}
+/// A port of the next set, and its settings.
+type Next<'s> = (&'s PortSettings, Arc<Port>);
 
 /// What is opened for a change, and closed again if nothing comes of it.
 #[derive(Default)]
@@ -131,7 +128,7 @@ impl Switch {
             return Err(error);
         }
 
-        let all = || next.iter().map(|next| (next.wanted, &next.port));
+        let all = || next.iter().map(|(wanted, port)| (*wanted, port));
         for (wanted_port, port) in all() {
             let limit = wanted.mac_table.limit(wanted_port);
             self.shared.macs.set_port_limit(port.id.0, limit as u32);
@@ -139,7 +136,7 @@ impl Switch {
         let there = rules(all(), &wanted);
         let (then, now) = (before.workers.count, wanted.workers.count);
         self.go_over(there.clone().spread_over(then, now), then.max(now));
-        let stays = |port: &Port| next.iter().any(|next| std::ptr::eq(&*next.port, port));
+        let stays = |port: &Port| next.iter().any(|(_, next)| std::ptr::eq(&**next, port));
         self.dismiss(ports.iter().filter(|port| !stays(port)), &mut endpoints, &next);
         endpoints.append(&mut fresh.endpoints);
         if then != now {
@@ -200,7 +197,7 @@ impl Switch {
             let known = before.ports.iter().find(|port| port.name == wanted.name);
             let known = known.zip(ports.find(&wanted.name));
             if let Some((_, port)) = known.filter(|(before, _)| stays(before, wanted)) {
-                next.push(Next { wanted, port: Arc::clone(port) });
+                next.push((wanted, Arc::clone(port)));
                 continue;
             }
             let kind = match &wanted.kind {
@@ -242,7 +239,7 @@ impl Switch {
                 fresh.sockets.push(OpenedSocket { port, socket, mtu: vhost.mtu });
             }
             fresh.ports.push(Arc::clone(&port));
-            next.push(Next { wanted, port });
+            next.push((wanted, port));
         }
         Ok(next)
     }
@@ -282,7 +279,7 @@ impl Switch {
         drop(ended);
         for port in gone {
             unwatch_tap(&self.shared, port);
-            if !next.iter().any(|next| next.port.id == port.id) {
+            if !next.iter().any(|(_, next)| next.id == port.id) {
                 self.shared.macs.forget(port.id.0);
             }
         }

@@ -43,12 +43,7 @@ macro_rules! counters {
             drops: [u64; DropReason::COUNT],
         }
 
-        /// Adds each counter to its namesake.
-fn add_all(to: &[Counter], from: &[Counter]) {
-    to.iter().zip(from).for_each(|(to, from)| to.add(from.get()));
-}
-
-impl Totals {
+        impl Totals {
             /// Name and meaning of each counter but the drops, in the order of [`Self::named`].
             pub const MEANINGS: &'static [(&'static str, &'static str)] =
                 &[$((stringify!($name), $text),)*];
@@ -180,6 +175,11 @@ impl Counters {
             counter.add(n);
         }
     }
+}
+
+/// Adds each counter to its namesake.
+fn add_all(to: &[Counter], from: &[Counter]) {
+    to.iter().zip(from).for_each(|(to, from)| to.add(from.get()));
 }
 
 impl Totals {

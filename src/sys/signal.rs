@@ -82,15 +82,14 @@ impl Signals {
     /// Sleeps until something is asked for. What came since the last call counts; several of one
     /// kind may be one event.
     pub fn wait(&mut self) -> Event {
+        let mut rings = [0; 64];
         loop {
-            let mut rings = [0; 64];
             match self.bell.read(&mut rings) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // It can't fail in another way, nor end: there is a rope.
                 Ok(0) | Err(_) => return Event::Terminate,
-                Ok(_) => {}
+                Ok(_) => return self.next(),
             }
-            return self.next();
         }
     }
 

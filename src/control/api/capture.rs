@@ -61,9 +61,9 @@ impl CaptureBody {
         section.options.push(SectionHeaderOption::UserApplication(program.into()));
         let mut writer = PcapNgWriter::with_section_header(Vec::new(), section)?;
         let places = ports.iter().map(|port| port.id.index() + 1).max().unwrap_or_default();
-        let mut wanted: Box<[bool]> = vec![false; places].into();
+        let is_wanted = |index| ports.iter().any(|port| port.id.index() == index);
+        let wanted = (0..places).map(is_wanted).collect();
         for port in &ports {
-            wanted.iter_mut().skip(port.id.index()).take(1).for_each(|wanted| *wanted = true);
             let name = port.name.as_str();
             let mut block = InterfaceDescriptionBlock::new(DataLink::ETHERNET, snaplen);
             block.options = vec![

@@ -17,16 +17,13 @@ use utoipa::{IntoParams, OpenApi};
 
 use crate::api::config::{Changed, Config, MirrorConfig, PortConfig};
 use crate::api::{Flushed, Problem, Station};
-use crate::config::Settings;
+use crate::config::{MAX_FILE_SIZE, Settings};
 use crate::sys::clock;
 use crate::wire::ethernet::MacAddr;
 
 use super::super::desk::{Outcome, Refusal, Wish};
 use super::super::settings::{Mistakes, describe, parse, settle};
-use super::{View, no_port, problem};
-
-/// The longest body: as long as a configuration file may be.
-const MAX_BODY: usize = 1 << 20;
+use super::{View, no_port, problem, unknown_port};
 
 /// Who asks.
 #[derive(Clone, Debug)]
@@ -65,8 +62,9 @@ pub(super) fn for_admins(router: Router<Arc<View>>) -> Router<Arc<View>> {
         .route("/v1/macs", delete(flush_macs))
         .route("/v1/macs/{address}", delete(remove_mac).put(give_mac))
         .route("/v1/mirrors", post(add_mirror).delete(remove_mirror));
-    let changes =
-        changes.layer(DefaultBodyLimit::max(MAX_BODY)).layer(middleware::from_fn(refuse_lookers));
+    let changes = changes
+        .layer(DefaultBodyLimit::max(MAX_FILE_SIZE as usize))
+        .layer(middleware::from_fn(refuse_lookers));
     changes.route("/v1/config", get(config))
 }
 
@@ -279,8 +277,7 @@ async fn add_port(asking: Asking, body: Bytes) -> Response {
 )]
 async fn patch_port(asking: Asking, Path(name): Path<String>, body: Bytes) -> Response {
     let edit = move |config: &mut Config| {
-        let at = find(config, &name)?;
-        let port = config.port.get_mut(at).ok_or_else(|| bad(""))?;
+        let port = find(config, &name)?;
         let wanted: PortConfig = patched(port, json(&body)?)?;
         if wanted.name != port.name {
             return Err(bad(
@@ -306,8 +303,8 @@ async fn patch_port(asking: Asking, Path(name): Path<String>, body: Bytes) -> Re
 )]
 async fn remove_port(asking: Asking, Path(name): Path<String>) -> Response {
     let edit = move |config: &mut Config| {
-        let at = find(config, &name)?;
-        config.port.remove(at);
+        find(config, &name)?;
+        config.port.retain(|port| port.name.as_ref() != Some(&name));
         Ok(())
     };
     asking.edit(edit).await
@@ -328,10 +325,10 @@ async fn remove_port(asking: Asking, Path(name): Path<String>) -> Response {
 async fn give_mac(asking: Asking, Path(address): Path<String>, body: Bytes) -> Response {
     let edit = move |config: &mut Config| {
         let Station { port } = json(&body)?;
-        let at = find(config, &port)?;
+        find(config, &port)?;
         let address = said(&address)?;
         config.port.iter_mut().for_each(|port| port.macs.retain(|mac| *mac != address));
-        config.port.get_mut(at).iter_mut().for_each(|port| port.macs.push(address.clone()));
+        find(config, &port)?.macs.push(address);
         Ok(())
     };
     asking.edit(edit).await
@@ -477,14 +474,12 @@ fn said(address: &str) -> Result<String, Refusal> {
     Ok(mac.to_string())
 }
 
-/// Where the port of this name stands.
-fn find(config: &Config, name: &str) -> Result<usize, Refusal> {
-    let unknown = || {
-        let names: Vec<_> = config.port.iter().filter_map(|port| port.name.as_deref()).collect();
-        Refusal::Unknown(format!("there is no port {name:?}; there are {}", names.join(", ")))
-    };
-    let is_it = |port: &PortConfig| port.name.as_deref() == Some(name);
-    config.port.iter().position(is_it).ok_or_else(unknown)
+/// The port of this name.
+fn find<'c>(config: &'c mut Config, name: &str) -> Result<&'c mut PortConfig, Refusal> {
+    let names: Vec<_> = config.port.iter().filter_map(|port| port.name.as_deref()).collect();
+    let unknown = Refusal::Unknown(unknown_port(name, &names));
+    let is_it = |port: &&mut PortConfig| port.name.as_deref() == Some(name);
+    config.port.iter_mut().find(is_it).ok_or(unknown)
 }
 
 /// What a JSON merge patch (RFC 7396) makes of `from`.

@@ -23,7 +23,7 @@ use crate::frame::PortId;
 use crate::wire::ethernet;
 use crate::wire::filter::Filter;
 use crate::wire::summary::summary;
-use crate::worker::{Buffer, Capture, Fate, Record};
+use crate::worker::{Buffer, Capture, Fate, Ports, Record};
 
 use super::{Patience, View, no_port, problem, too_many};
 
@@ -115,7 +115,9 @@ impl LiveBody {
             lines.push(TraceLine::LeftOut(capture.missed()));
         }
         let records = capture.take(spares);
-        lines.extend(records.iter().map(|record| TraceLine::Frame(traced(view, record))));
+        let ports = view.shared().ports.now();
+        let frames = records.iter().map(|record| TraceLine::Frame(traced(view, &ports, record)));
+        lines.extend(frames);
         let mut text = Vec::new();
         for line in lines {
             // A vector takes all that is written.
@@ -126,8 +128,7 @@ impl LiveBody {
     }
 }
 
-fn traced(view: &View, record: &Record<'_>) -> TracedFrame {
-    let ports = view.shared().ports.now();
+fn traced(view: &View, ports: &Ports, record: &Record<'_>) -> TracedFrame {
     let name = |port: u16| ports.get(PortId(port)).map_or("?", |port| &port.name).to_owned();
     let (from, dropped) = match record.fate {
         Fate::Passed { peer } => (peer, None),

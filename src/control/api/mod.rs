@@ -412,8 +412,13 @@ fn too_many() -> Response {
 const PCAPNG: &str = "application/x-pcapng";
 
 fn no_port(view: &View, name: &str) -> Response {
-    let error = format!("there is no port {name:?}; there are {}", view.names().join(", "));
-    problem(StatusCode::NOT_FOUND, &error)
+    problem(StatusCode::NOT_FOUND, &unknown_port(name, &view.names()))
+}
+
+/// What is said of a name that no port has.
+fn unknown_port(name: &str, names: &[impl AsRef<str>]) -> String {
+    let names: Vec<_> = names.iter().map(AsRef::as_ref).collect();
+    format!("there is no port {name:?}; there are {}", names.join(", "))
 }
 
 /// What went from port to port: all pairs that had frames.
